@@ -1,0 +1,224 @@
+"""The `normascope` command. Heavy imports happen inside the commands, so that --help answers at once."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasks import server
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+    help="""Learns what healthy tissue looks like and finds what does not.
+
+    `normascope demo` shows the whole pipeline on slides that it builds itself. `normascope run CONFIG.yaml` does the same on your own
+    pictures. The other commands stop earlier. Every step is cached: what is there is not done again, and a run that was interrupted
+    goes on where it was. Steps, logs and history stand in the Prefect UI (`normascope ui`).""",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="the run's configuration; README.md shows one of a dozen lines")]
+Port = Annotated[int | None, typer.Option(help="port of the Prefect server to start; 4200 or the next free one when not given")]
+
+
+@app.command()
+def demo(
+    store: Annotated[str, typer.Option(help="where everything is kept")] = "normascope-demo",
+    quick: Annotated[bool, typer.Option("--quick", help="smaller slides and less training: under a minute, for CI")] = False,
+    execution: Annotated[str, typer.Option(help="`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler")] = "local",
+    port: Port = None,
+) -> None:
+    """Build slides of real tissue with painted anomalies and run the whole pipeline on them.
+
+    Takes three minutes at the most on two cores, and seconds when nothing has changed. Ends with the path of the HTML report and the
+    address of the Prefect UI.
+    """
+    with _command(port) as ui_url:
+        from flows.demo import demo as flow
+        from flows.demo import demo_config
+        from tasks.execution import ExecutionConfig
+
+        where = ExecutionConfig(kind="address", address=execution) if "://" in execution else ExecutionConfig.model_validate({"kind": execution})
+        config, plans = demo_config(store=store + ("-quick" if quick and store == "normascope-demo" else ""), quick=quick, execution=where)
+        _announce(flow(config, plans), ui_url, painted=True)
+
+
+@app.command()
+def run(config: ConfigPath, port: Port = None) -> None:
+    """Run the whole pipeline on your own pictures: curate, train, score, evaluate."""
+    with _command(port) as ui_url:
+        from flows.config import load_config
+        from flows.run import run as flow
+
+        loaded = load_config(config)
+        _announce(flow(loaded), ui_url, painted=loaded.notice is not None)
+
+
+@app.command()
+def curate(config: ConfigPath, port: Port = None) -> None:
+    """Only curate: list the source, cut slides into tiles, split by subject, write the manifest."""
+    with _command(port):
+        from flows.config import load_config
+        from flows.curate import curate as flow
+
+        manifest = flow(load_config(config))
+        typer.echo(f"manifest of {manifest['rows']} samples: {manifest['uri']}")
+
+
+@app.command()
+def train(config: ConfigPath, port: Port = None) -> None:
+    """Curate and train: writes one model bundle a detector."""
+    with _command(port):
+        for model in _until_train(config)[2]:
+            typer.echo(f"model {model['kind']}: {model['uri']}")
+
+
+@app.command()
+def score(config: ConfigPath, port: Port = None) -> None:
+    """Curate, train and score: writes one score store a detector."""
+    with _command(port):
+        for store in _until_score(config)[3]:
+            typer.echo(f"scores of {store['kind']}: {store['uri']}")
+
+
+@app.command()
+def evaluate(config: ConfigPath, port: Port = None) -> None:
+    """Everything up to the metrics and the report; what earlier commands have done is taken from the cache."""
+    with _command(port) as ui_url:
+        from flows.evaluate import evaluate as flow
+
+        loaded, manifest, models, stores = _until_score(config)
+        _announce(flow(loaded, manifest, models, stores), ui_url, painted=loaded.notice is not None)
+
+
+@app.command()
+def ui(
+    port: Port = None,
+    stop: Annotated[bool, typer.Option("--stop", help="stop the server; its history is kept")] = False,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="open the page in a browser")] = True,
+) -> None:
+    """Start the Prefect server on the history of all runs, if it does not run already, and open its page."""
+    with _errors():
+        server.configure_prefect()
+        if stop:
+            stopped = server.stop_server()
+            typer.echo(f"stopped the server at {stopped.ui_url}" if stopped else "no server of ours is running")
+            return
+        address = server.ensure_server(port=port)
+        typer.echo(f"Prefect UI: {address} (history in {server.home() / 'prefect'}; `normascope ui --stop` stops it)")
+        if browse and sys.stdout.isatty():
+            typer.launch(address)
+
+
+@app.command()
+def doctor(store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo") -> None:
+    """Look at everything a run needs: versions, GPU, store, server, disk. Exits with 1 when something is missing."""
+    from tasks.doctor import examine
+
+    findings = examine(store)
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<12} {finding.text}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _until_train(path: Path) -> tuple[Any, Any, Any]:
+    from flows.config import load_config
+    from flows.curate import curate as curate_flow
+    from flows.train import train as train_flow
+
+    loaded = load_config(path)
+    manifest = curate_flow(loaded)
+    return loaded, manifest, train_flow(loaded, manifest)
+
+
+def _until_score(path: Path) -> tuple[Any, Any, Any, Any]:
+    from flows.score import score as score_flow
+
+    loaded, manifest, models = _until_train(path)
+    return loaded, manifest, models, score_flow(loaded, manifest, models)
+
+
+@contextmanager
+def _command(port: int | None) -> Iterator[str]:
+    """A server to record on, a tag that this command's runs carry, Ctrl-C that stops at once, and the count of steps at the end."""
+    with _errors():
+        server.configure_prefect()
+        started = time.monotonic()
+        address = server.ensure_server(port=port)
+        typer.echo(f"Prefect UI: {address}", err=True)
+        tag = f"command-{uuid.uuid4().hex[:8]}"
+        _stop_at_once(tag)
+        from prefect import tags
+
+        _show_warnings()
+        with tags(tag):
+            yield address
+        from tasks.caching import steps
+
+        seconds = time.monotonic() - started
+        done = f"{steps.executed} done, {steps.asked - steps.executed} cached" if steps.executed else "all cached, nothing was done"
+        typer.echo(f"{steps.asked} steps: {done} ({seconds:.1f} s)", err=True)
+
+
+def _show_warnings() -> None:
+    """What a run has to say of the data goes to the terminal as well as to the UI."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    for room in ("flows", "tasks", "methods", "storage"):
+        logging.getLogger(room).addHandler(handler)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors that a person can mend become one message and exit code 1; all others keep their traceback."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+            if error.errno == 28:
+                text += ". The disk is full: nothing half-written is left; make room and run the same command again"
+        typer.secho(f"{type(error).__name__}: {text}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def _announce(report: Any, ui_url: str, *, painted: bool) -> None:
+    from storage import filesystems
+
+    typer.echo(f"report:     {filesystems.local_path(report['html_uri']) or report['html_uri']}" + (" (painted anomalies)" if painted else ""))
+    typer.echo(f"Prefect UI: {ui_url}")
+
+
+def _stop_at_once(tag: str) -> None:
+    """On Ctrl-C: say so in the UI, end the workers, leave. Every file is written whole or not at all, so nothing else is to be done."""
+
+    def handler(number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for the server
+        sys.stderr.write("\nstopping; the same command goes on from here\n")
+        from tasks.cancel import cancel_runs, kill_children
+
+        kill_children()
+        cancel_runs(tag)
+        os._exit(128 + number)
+
+    handle: Callable[[int, Any], None] = handler
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)

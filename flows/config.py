@@ -1,0 +1,101 @@
+"""One run's configuration: a YAML file that becomes the parameters of the flows."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from methods.curation.splits import SplitConfig
+from methods.detectors.autoencoder import AutoencoderConfig
+from methods.detectors.patchcore import PatchCoreConfig
+from methods.detectors.registry import DetectorConfig
+from storage import filesystems
+from storage.datasets.folder import FolderSource
+from tasks.curate import TilingConfig
+from tasks.evaluate import EvaluationConfig
+from tasks.execution import ExecutionConfig
+from tasks.paint import PaintConfig
+from tasks.score import ScoringConfig
+from tasks.train import TrainingConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key."""
+
+
+class RunConfig(BaseModel):
+    """Everything a run depends on. Each part is declared beside what it configures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w .-]+$", description="of the run, in the UI and in the report")
+    store: str = Field(description="folder or s3://bucket/prefix where everything is kept")
+    source: FolderSource
+    paint: PaintConfig | None = None
+    tiling: TilingConfig = TilingConfig()
+    split: SplitConfig = SplitConfig()
+    detectors: tuple[DetectorConfig, ...] = Field(default=(PatchCoreConfig(), AutoencoderConfig()), min_length=1)
+    training: TrainingConfig = TrainingConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    failed_share_max: float = Field(default=0.05, ge=0, le=1, description="share of pictures or samples that may fail before the run stops")
+    notice: str | None = Field(default=None, description="what a reader of the report must know about the data")
+
+    @field_validator("store")
+    @classmethod
+    def _make_absolute(cls, store: str) -> str:
+        return filesystems.absolute(store)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a YAML file; paths in it are relative to it.
+
+    Raises:
+        ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as `name: my-run`, got {type(values).__name__}")
+    try:
+        return RunConfig.model_validate(_beside(path.parent, values))
+    except ValidationError as error:
+        raise ConfigError(f"{path}:\n" + "\n".join(f"  {_explain(found)}" for found in error.errors())) from None
+
+
+def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the relative paths against the folder of the file, not against where the command happens to run."""
+    resolved = dict(values)
+    if isinstance(store := values.get("store"), str):
+        resolved["store"] = _resolve(folder, store)
+    if isinstance(source := values.get("source"), dict) and isinstance(source.get("path"), str):
+        resolved["source"] = {**source, "path": _resolve(folder, source["path"])}
+    return resolved
+
+
+def _resolve(folder: Path, uri: str) -> str:
+    return uri if "://" in uri else str((folder / Path(uri).expanduser()).resolve())
+
+
+def _explain(found: Any) -> str:
+    """One line for one of pydantic's findings."""
+    location = [str(part) for part in found["loc"]]
+    if found["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(), n=1)
+        return f"{'.'.join(location)}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{'.'.join(location) or '(file)'}: {found['msg']}" + (f" (got {found['input']!r})" if found["type"] != "missing" else "")
+
+
+def _known_keys() -> list[str]:
+    parts: list[type[BaseModel]] = [
+        RunConfig, FolderSource, PaintConfig, TilingConfig, SplitConfig, TrainingConfig, ScoringConfig, EvaluationConfig, ExecutionConfig,
+        AutoencoderConfig, PatchCoreConfig,
+    ]  # fmt: skip
+    return sorted({name for part in parts for name in part.model_fields})

@@ -1,0 +1,41 @@
+"""Score stores → metrics with intervals and the report."""
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.config import RunConfig
+from storage import filesystems
+from tasks.evaluate import evaluate_store
+from tasks.references import ManifestReference, ModelReference, ReportReference, StoreReference
+from tasks.report import summarise, write_report
+from tasks.score import conclude_scoring
+
+
+@flow(name="evaluate", flow_run_name="evaluate {config.name}")
+def evaluate(config: RunConfig, manifest: ManifestReference, models: list[ModelReference], stores: list[StoreReference]) -> ReportReference:
+    """Measure every detector on the test split and write the report."""
+    evaluations = [
+        evaluate_store(
+            store,
+            manifest,
+            model,
+            conclude_scoring(store, failed_share_max=config.failed_share_max),
+            evaluation=config.evaluation,
+            execution=config.execution,
+            root=config.store,
+        )
+        for store, model in zip(stores, models, strict=True)
+    ]
+    report: ReportReference = write_report(
+        config.name,
+        manifest,
+        stores,
+        evaluations,
+        notice=config.notice,
+        configuration=config.model_dump(mode="json"),
+        bootstrap_replicates=config.evaluation.bootstrap.replicates,
+        store=config.store,
+    )
+    create_markdown_artifact(key="summary", markdown=summarise(evaluations, notice=config.notice), description=f"{config.name}: test split")
+    create_link_artifact(key="report", link=str(filesystems.as_link(report["html_uri"])), link_text="HTML report")
+    return report

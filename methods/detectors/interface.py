@@ -1,0 +1,87 @@
+"""What every detector is: trained in the training room, then a function from images to scores."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+CHANNELS = 3
+
+
+class Scores(NamedTuple):
+    """Anomaly scores of a batch; higher is more anomalous, comparable between images of one detector.
+
+    Attributes:
+        image: (N,) float32.
+        pixel: (N, H, W) float32 at the detector's input size, or None for a detector that has no map.
+    """
+
+    image: Tensor
+    pixel: Tensor | None
+
+
+class DetectorError(ValueError):
+    """An input, a configuration or a state that a detector cannot work with."""
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A detector owns its normalisation; the score of an image does not depend on what else is in its batch.
+
+    Attributes:
+        input_size_px: height and width of its square input.
+        batch_size: images that are scored at once; part of what makes results equal to the bit.
+    """
+
+    input_size_px: int
+    batch_size: int
+
+    def score(self, images: Tensor) -> Scores:
+        """Scores of images (N, 3, H, W) float32 in [0, 1], RGB, at `input_size_px`."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor that scoring needs, by name."""
+        ...
+
+
+@runtime_checkable
+class LearnsByGradient(Detector, Protocol):
+    """A detector whose weights follow a loss; the training room drives it with Lightning."""
+
+    epochs: int
+    training_batch_size: int
+
+    def loss(self, images: Tensor) -> Tensor:
+        """The mean training loss of a batch, a scalar."""
+        ...
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over the weights that learn."""
+        ...
+
+
+@runtime_checkable
+class LearnsByMemory(Detector, Protocol):
+    """A detector that looks at every training image once and keeps something of it."""
+
+    def observe(self, images: Tensor) -> None:
+        """Take in a batch."""
+        ...
+
+    def conclude(self, generator: torch.Generator) -> None:
+        """Make the memory out of what was observed."""
+        ...
+
+
+def check_images(images: Tensor, *, input_size_px: int) -> None:
+    """Refuse what is no batch of RGB images at the detector's size, with values in [0, 1].
+
+    Raises:
+        DetectorError: says what was expected and what came.
+    """
+    expected = (CHANNELS, input_size_px, input_size_px)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected or images.dtype != torch.float32:
+        raise DetectorError(f"expected images (N, {', '.join(map(str, expected))}) float32, got {tuple(images.shape)} {images.dtype}")
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+        raise DetectorError(f"expected values in [0, 1], got {images.min():.3g} to {images.max():.3g} (NaN counts as outside)")

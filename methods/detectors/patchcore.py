@@ -1,0 +1,117 @@
+"""PatchCore (Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection") on EfficientNet-lite0.
+
+A memory of locally aggregated features of normal images; the score of a place is its distance to the nearest of them.
+
+Ours, where it departs from the paper: the backbone; features standardised per channel over the training set, so that the layers
+weigh alike; the memory has a fixed size, found among a random share of all patches; the image score is the mean of the largest
+distances of a share of the places, not the reweighted maximum.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from methods.detectors.coreset import select_coreset
+from methods.detectors.interface import DetectorError, Scores, check_images
+from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, EfficientNetLite0Features
+
+_BLOCKS = (4, 10)
+_STRIDE_PX = 8
+
+
+class PatchCoreConfig(BaseModel):
+    """Hyperparameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["patchcore"] = "patchcore"
+    input_size_px: int = Field(default=256, ge=64, multiple_of=32)
+    memory_size: int = Field(default=2048, ge=1, description="feature vectors kept")
+    candidates: int = Field(default=40_000, ge=1, description="patches, drawn at random from all, among which the memory is chosen")
+    projection_dims: int | None = Field(default=64, ge=1, description="dimensions in which the memory is chosen; null for all")
+    smoothing_sigma_px: float = Field(default=4.0, ge=0, description="of the Gaussian over the map, at input size (paper: 4)")
+    image_share: float = Field(default=0.01, gt=0, le=1, description="share of places, the most anomalous, whose mean is the image score")
+    batch_size: int = Field(default=4, ge=1, description="images scored at once; four stay in a CPU's cache")
+
+
+class PatchCore(nn.Module):
+    """Nearest-neighbour distance to a memory of normal features."""
+
+    def __init__(self, config: PatchCoreConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_size_px = config.input_size_px
+        self.batch_size = config.batch_size
+        self.backbone = EfficientNetLite0Features(_BLOCKS)
+        dims = sum(CHANNELS_OF_BLOCK[block] for block in _BLOCKS)
+        self.register_buffer("mean", torch.zeros(dims))
+        self.register_buffer("standard_deviation", torch.ones(dims))
+        self.register_buffer("memory", torch.empty(0, dims))
+        self.register_load_state_dict_pre_hook(_take_memory_shape)
+        self._observed: list[Tensor] = []
+        self._per_image: int | None = None
+
+    def features(self, images: Tensor) -> Tensor:
+        """Locally aware patch features (N, H / 8, W / 8, 152): 3 × 3 averages of two layers, concatenated (paper, section 3.1)."""
+        layers = [nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False) for layer in self.backbone(images)]
+        size = layers[0].shape[-2:]
+        layers = [layers[0], *(nn.functional.interpolate(layer, size, mode="bilinear", align_corners=False) for layer in layers[1:])]
+        return torch.cat(layers, 1).permute(0, 2, 3, 1)
+
+    def observe(self, images: Tensor) -> None:
+        """Keep the features of a batch of normal images."""
+        check_images(images, input_size_px=self.input_size_px)
+        self._observed.append(self.features(images).flatten(0, 2).contiguous())
+
+    def conclude(self, generator: torch.Generator) -> None:
+        """Standardise, draw candidates and choose the memory among them."""
+        if not self._observed:
+            raise DetectorError("PatchCore has seen no training image; the training split is empty")
+        patches = torch.cat(self._observed)  # (n, 152)
+        self._observed = []
+        self.mean = patches.mean(0)
+        self.standard_deviation = patches.std(0).clamp_min(1e-6)
+        drawn = torch.randperm(len(patches), generator=generator)[: self.config.candidates]
+        candidates = (patches[drawn] - self.mean) / self.standard_deviation
+        chosen = select_coreset(
+            candidates, size=self.config.memory_size, generator=generator, projection_dims=self.config.projection_dims
+        )
+        self.memory = candidates[chosen].contiguous()
+
+    def score(self, images: Tensor) -> Scores:
+        """Pixel: distance to the memory per dimension's root, bilinear and smoothed; image: mean of the largest patch distances."""
+        check_images(images, input_size_px=self.input_size_px)
+        if not len(self.memory):
+            raise DetectorError("PatchCore has no memory yet: train it, or load a bundle")
+        patches = (self.features(images) - self.mean) / self.standard_deviation  # (N, h, w, 152)
+        distance = self._nearest(patches.flatten(0, 2)).view(patches.shape[:3])  # (N, h, w)
+        places = distance.flatten(1)
+        worst = places.topk(max(1, round(self.config.image_share * places.shape[1])), dim=1).values
+        pixel = nn.functional.interpolate(distance[:, None], images.shape[-2:], mode="bilinear", align_corners=False)
+        return Scores(image=worst.mean(1), pixel=smooth(pixel, sigma_px=self.config.smoothing_sigma_px)[:, 0])
+
+    def _nearest(self, patches: Tensor) -> Tensor:
+        """Root mean squared difference (n,) of patches (n, 152) to the nearest memory vector."""
+        similarity = torch.addmm(-0.5 * self.memory.square().sum(1), patches, self.memory.T)  # x·m − |m|²/2: largest where nearest
+        squared = patches.square().sum(1) - 2 * similarity.amax(1)
+        return (squared.clamp_min(0) / patches.shape[1]).sqrt()
+
+
+def smooth(maps: Tensor, *, sigma_px: float) -> Tensor:
+    """Gaussian smoothing of maps (N, 1, H, W), the border reflected, the kernel cut at 4 sigma."""
+    if sigma_px == 0:
+        return maps
+    radius = int(4 * sigma_px + 0.5)
+    x = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-0.5 * (x / sigma_px) ** 2)
+    kernel = (kernel / kernel.sum())[None, None]  # (1, 1, 2 radius + 1)
+    padded = nn.functional.pad(maps, (radius,) * 4, mode="reflect")
+    return nn.functional.conv2d(nn.functional.conv2d(padded, kernel[:, :, None, :]), kernel[:, :, :, None])
+
+
+def _take_memory_shape(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
+    """The memory's length is known only to the bundle: make room for it before it is loaded."""
+    if prefix + "memory" in state:
+        module.memory = torch.empty_like(state[prefix + "memory"])

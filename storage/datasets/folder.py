@@ -1,0 +1,142 @@
+"""A folder of a user's own pictures or slides: `normal/`, `abnormal/` and `masks/`, or a CSV with the manifest's columns."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from storage import filesystems
+
+_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .tif .tiff .bmp .webp .gif .svs .ndpi .mrxs .scn .bif .vms .svslide".split()  # what Pillow or OpenSlide read here
+)
+_CSV_COLUMNS = ("uri", "dataset", "subject_id", "lesion_id", "slide_id", "label", "finding", "mask_uri", "split", "spacing_um")
+_UNKNOWN = ("", "nan", "none", "null", "unknown")
+
+
+class SourceError(ValueError):
+    """A source that cannot be used as it is; the message says what to do."""
+
+
+class FolderSource(BaseModel):
+    """Where the pictures are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field(description="a folder, or a CSV file whose uri and mask_uri are relative to it")
+    normal: str = Field(default="normal", description="subfolder of normal pictures; '.' for the folder itself")
+    abnormal: str = Field(default="abnormal", description="subfolder of abnormal pictures")
+    masks: str = Field(default="masks", description="subfolder of masks, each named like its picture (any image suffix)")
+    dataset: str | None = Field(default=None, description="name of the data set; the folder's name when not given")
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """A picture or slide of a source, before anything of it was read.
+
+    Attributes:
+        label: 0 normal, 1 abnormal, None unknown; of the whole picture.
+        split: where the source prescribes one.
+    """
+
+    uri: str
+    dataset: str
+    subject_id: str
+    label: int | None
+    lesion_id: str | None = None
+    slide_id: str | None = None
+    finding: str | None = None
+    mask_uri: str | None = None
+    split: str | None = None
+    spacing_um: float | None = None
+
+
+def list_folder(source: FolderSource) -> list[SourceItem]:
+    """The items of a source in the order of their names (of a CSV: in its order).
+
+    Raises:
+        SourceError: nothing there, an unusable CSV, or two files that one mask name means.
+    """
+    root = filesystems.absolute(source.path)
+    if not filesystems.exists(root):
+        raise SourceError(f"there is nothing at {source.path}: correct source.path")
+    items = _from_csv(source, root) if root.endswith(".csv") else _from_subfolders(source, root)
+    if not items:
+        raise SourceError(
+            f"no pictures in {source.path}: expected {source.normal}/ and {source.abnormal}/ with files of {', '.join(sorted(_SUFFIXES))}, or a CSV"
+        )
+    return items
+
+
+def _from_subfolders(source: FolderSource, root: str) -> list[SourceItem]:
+    masks: dict[str, str] = {}
+    for uri in _pictures(filesystems.join(root, source.masks)):
+        if masks.setdefault(_stem(uri), uri) != uri:
+            raise SourceError(f"two masks are named {_stem(uri)!r}: {masks[_stem(uri)]} and {uri}; keep one")
+    dataset = source.dataset or filesystems.name_of(root)
+    items = []
+    for label, subfolder in ((0, source.normal), (1, source.abnormal)):
+        folder = root if subfolder == "." else filesystems.join(root, subfolder)
+        others = {filesystems.join(root, name) for name in (source.normal, source.abnormal, source.masks)} - {folder}
+        for uri in _pictures(folder):
+            if not any(uri.startswith(other + "/") for other in others):
+                # without a table every picture is taken for a subject of its own
+                items.append(SourceItem(uri=uri, dataset=dataset, subject_id=_stem(uri), label=label, mask_uri=masks.get(_stem(uri))))
+    return items
+
+
+def _from_csv(source: FolderSource, uri: str) -> list[SourceItem]:
+    with filesystems.open_for_reading(uri) as file:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if unknown := sorted(set(table.columns) - set(_CSV_COLUMNS)):
+        raise SourceError(f"{source.path}: unknown columns {unknown}; a source table has {list(_CSV_COLUMNS)}")
+    if "uri" not in table.columns:
+        raise SourceError(f"{source.path}: the column uri is missing")
+    folder = uri.rsplit("/", 1)[0]
+    dataset = source.dataset or _stem(uri)
+    return [_from_row(source, number, row, folder, dataset) for number, row in enumerate(table.to_dict("records"), start=2)]
+
+
+def _from_row(source: FolderSource, line: int, row: dict[str, str], folder: str, dataset: str) -> SourceItem:
+    values = {name: None if value.strip().lower() in _UNKNOWN else value.strip() for name, value in row.items()}
+    where = f"{source.path}, line {line}"
+    uri = values.get("uri")
+    if uri is None:
+        raise SourceError(f"{where}: uri is empty")
+    if values.get("label") not in (None, "0", "1"):
+        raise SourceError(f"{where}: label is {values['label']!r}; expected 0 (normal), 1 (abnormal) or nothing (unknown)")
+    if values.get("split") not in (None, "train", "validation", "test", "archive"):
+        raise SourceError(f"{where}: split is {values['split']!r}; expected train, validation, test, archive or nothing")
+    try:
+        spacing_um = float(values["spacing_um"]) if values.get("spacing_um") else None  # type: ignore[arg-type]
+    except ValueError:
+        raise SourceError(f"{where}: spacing_um is {values['spacing_um']!r}; expected micrometres per pixel, e.g. 0.5") from None
+    mask_uri = values.get("mask_uri")
+    return SourceItem(
+        uri=_resolve(folder, uri),
+        dataset=values.get("dataset") or dataset,
+        subject_id=values.get("subject_id") or _stem(uri),
+        label=int(values["label"]) if values.get("label") else None,  # type: ignore[arg-type]
+        lesion_id=values.get("lesion_id"),
+        slide_id=values.get("slide_id"),
+        finding=values.get("finding"),
+        mask_uri=_resolve(folder, mask_uri) if mask_uri else None,
+        split=values.get("split"),
+        spacing_um=spacing_um,
+    )
+
+
+def _pictures(folder: str) -> list[str]:
+    if not filesystems.exists(folder):
+        return []
+    return [uri for uri in filesystems.list_files(folder) if "." + uri.lower().rsplit(".", 1)[-1] in _SUFFIXES]
+
+
+def _resolve(folder: str, uri: str) -> str:
+    return uri if "://" in uri or uri.startswith("/") else filesystems.join(folder, uri)
+
+
+def _stem(uri: str) -> str:
+    return filesystems.name_of(uri).rsplit(".", 1)[0]

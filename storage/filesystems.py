@@ -1,0 +1,166 @@
+"""Local folders and object stores behind one URI: a plain path, file://, or anything fsspec opens (s3://…)."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+from fsspec.core import url_to_fs
+
+_HASH_BLOCK_BYTES = 1 << 22
+
+
+def local_path(uri: str) -> Path | None:
+    """The path behind a local URI, or None for an object store."""
+    fs, path = url_to_fs(uri)
+    return Path(path) if "file" in _protocols(fs) else None
+
+
+def absolute(uri: str) -> str:
+    """The same place whatever the working folder is: an absolute path, or the URI of an object store unchanged."""
+    path = local_path(uri)
+    return str(path.absolute()) if path is not None else uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name_of(uri: str) -> str:
+    """The last part of a URI, with its suffix."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def as_link(uri: str) -> str:
+    """What a browser opens: file:// for a local path, the URI itself for anything else."""
+    path = local_path(uri)
+    return path.as_uri() if path is not None else uri
+
+
+def exists(uri: str) -> bool:
+    """Whether something, a file or a folder, is there."""
+    fs, path = url_to_fs(uri)
+    return bool(fs.exists(path))
+
+
+def list_files(uri: str) -> list[str]:
+    """All files below a folder, sorted, as URIs of the same kind; hidden files and half-written ones are left out."""
+    fs, path = url_to_fs(uri)
+    found = [str(name) for name in fs.find(path)]
+    visible = [name for name in found if not any(part.startswith(".") for part in name[len(path) :].split("/")) and ".partial" not in name]
+    return sorted(visible if "file" in _protocols(fs) else [str(fs.unstrip_protocol(name)) for name in visible])
+
+
+def list_folders(uri: str) -> list[str]:
+    """The folders right below a folder, sorted; none where the folder does not exist."""
+    fs, path = url_to_fs(uri)
+    if not fs.isdir(path):
+        return []
+    return sorted(join(uri, name_of(entry["name"])) for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
+
+
+def open_for_reading(uri: str) -> Any:
+    """A binary file object that seeks."""
+    return fsspec.open(uri, "rb").open()
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file."""
+    fs, path = url_to_fs(uri)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary file renamed locally, one put in an object store."""
+    fs, path = url_to_fs(uri)
+    if "file" not in _protocols(fs):
+        fs.pipe_file(path, content)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the new name with no content
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values are equal files."""
+    write_bytes(uri, json.dumps(value, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def read_table(uri: str) -> pd.DataFrame:
+    """Read a Parquet table."""
+    with open_for_reading(uri) as file:
+        return pd.read_parquet(file)
+
+
+def write_table(uri: str, table: pd.DataFrame) -> None:
+    """Write a Parquet table whole or not at all."""
+    write_bytes(uri, table.to_parquet(index=False, compression="zstd"))
+
+
+def sha256_of(uri: str) -> str:
+    """The SHA-256 of a file's content, in hexadecimal, read in blocks."""
+    digest = hashlib.sha256()
+    with open_for_reading(uri) as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class FingerprintBook:
+    """Remembers SHA-256 by size and modification stamp, so that an unchanged archive is not read again.
+
+    The stamp is the time of the last change in nanoseconds for local files and the ETag in object stores. It decides only
+    whether to read; what counts is the content.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._known: dict[str, tuple[int, str, str]] = {}
+        self._changed = False
+        if exists(uri):
+            table = read_table(uri)
+            self._known = {row.uri: (int(row.size_bytes), row.stamp, row.sha256) for row in table.itertuples(index=False)}
+
+    def fingerprint(self, uri: str) -> str:
+        """SHA-256 of the content; raises FileNotFoundError where there is nothing."""
+        fs, path = url_to_fs(uri)
+        info = fs.info(path)
+        if info["type"] == "directory":
+            raise IsADirectoryError(f"expected a file, found a folder: {uri}")
+        stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified"))
+        known = self._known.get(uri)
+        if known is not None and known[:2] == (int(info["size"]), stamp):
+            return known[2]
+        digest = sha256_of(uri)
+        self._known[uri] = (int(info["size"]), stamp, digest)
+        self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Keep what was learned for the next run."""
+        if self._changed:
+            rows = [(uri, *entry) for uri, entry in sorted(self._known.items())]
+            write_table(self._uri, pd.DataFrame(rows, columns=["uri", "size_bytes", "stamp", "sha256"]))
+            self._changed = False
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

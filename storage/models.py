@@ -1,0 +1,80 @@
+"""Model bundles: a folder of model.safetensors, config.json, card.json and the checksums that make it complete. Nothing pickled is read."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from storage import filesystems
+
+_FILES = ("model.safetensors", "config.json", "card.json")
+_CHECKSUMS = "checksums.json"
+
+
+class BundleError(ValueError):
+    """A folder that is no complete, unchanged model bundle."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained detector on disk: its tensors by name, its configuration and its card."""
+
+    tensors: dict[str, np.ndarray]
+    config: dict[str, Any]
+    card: dict[str, Any]
+
+
+def write_bundle(uri: str, bundle: Bundle) -> str:
+    """Write the bundle; the checksums come last, so that a bundle without them was cut short. Returns its digest."""
+    contents = {
+        "model.safetensors": save_tensors({name: np.ascontiguousarray(tensor) for name, tensor in sorted(bundle.tensors.items())}),
+        "config.json": _encode(bundle.config),
+        "card.json": _encode(bundle.card),
+    }
+    for name, content in contents.items():
+        filesystems.write_bytes(filesystems.join(uri, name), content)
+    checksums = _encode({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+    filesystems.write_bytes(filesystems.join(uri, _CHECKSUMS), checksums)
+    return hashlib.sha256(checksums).hexdigest()
+
+
+def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
+    """Read a bundle and verify every file against its checksum.
+
+    Raises:
+        BundleError: incomplete, changed, another one than `digest` names, or not safetensors.
+    """
+    if not filesystems.exists(filesystems.join(uri, _CHECKSUMS)):
+        raise BundleError(f"no complete model bundle at {uri}: {_CHECKSUMS} is missing; train again or give another folder")
+    checksums = filesystems.read_bytes(filesystems.join(uri, _CHECKSUMS))
+    if digest is not None and (found := hashlib.sha256(checksums).hexdigest()) != digest:
+        raise BundleError(f"{uri} is another model: expected digest {digest[:12]}, found {found[:12]}")
+    contents = {}
+    for name in _FILES:
+        contents[name] = filesystems.read_bytes(filesystems.join(uri, name))
+        if hashlib.sha256(contents[name]).hexdigest() != json.loads(checksums).get(name):
+            raise BundleError(f"{name} of the model bundle {uri} was changed after it was written")
+    try:
+        tensors = load_tensors(contents["model.safetensors"])
+    except SafetensorError as error:
+        raise BundleError(f"model.safetensors of {uri} is not a safetensors file: {error}") from None
+    return Bundle(tensors=tensors, config=json.loads(contents["config.json"]), card=json.loads(contents["card.json"]))
+
+
+def bundle_digest(uri: str) -> str:
+    """The digest that names a bundle: SHA-256 of its checksums."""
+    return filesystems.sha256_of(filesystems.join(uri, _CHECKSUMS))
+
+
+def bundle_is_complete(uri: str) -> bool:
+    """Whether all files of a bundle are there (contents are verified when it is read)."""
+    return all(filesystems.exists(filesystems.join(uri, name)) for name in (*_FILES, _CHECKSUMS))
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"

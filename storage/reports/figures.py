@@ -1,0 +1,189 @@
+"""The report's pictures: curves and histograms as SVG through matplotlib; photographs and maps as data URIs through Pillow."""
+
+import base64
+import io
+import math
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from skimage.measure import approximate_polygon, find_contours
+
+# Okabe & Ito, "Color Universal Design" (2008). Classes and detectors never share a colour.
+NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
+_DETECTOR_STYLES = [("#000000", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)))]
+
+_LEVELS = 192  # of a map; palette entry 0 is left for "not scored"
+_FAINTEST = 64  # alpha of the lowest level over a slide: the tissue shows through, and still differs from what was not scored
+_COLOURS = np.round(255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, _LEVELS))[:, :3]).astype(np.uint8)
+_PALETTE = np.vstack([np.zeros((1, 3), np.uint8), _COLOURS])
+
+_CURVE_TOLERANCE = 5e-4  # a tenth of a pixel on the page
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "normascope",
+    "text.parse_math": False,  # a $ in a detector's name is a $
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "hatch.linewidth": 0.5,
+}
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+
+def encode_photograph(image: np.ndarray, *, max_px: int) -> str:
+    """A uint8 (H, W, 3) picture as a JPEG data URI, its longer side at most `max_px`."""
+    photograph = Image.fromarray(image)
+    photograph.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    return _encode(photograph, "JPEG", quality=86, optimize=True)
+
+
+def paint_map(values: np.ndarray, *, colour_range: tuple[float, float], fading: bool) -> str:
+    """A float (H, W) map as a palette PNG data URI: viridis from low to high, clipped outside, transparent where NaN.
+
+    The palette index is 1 + round(191 (v - low) / (high - low)). Where `fading`, alpha is index + 63 of 255 instead of opaque, so that
+    tissue shows through low values and the page can cut by alpha.
+    """
+    low, high = colour_range
+    scored = ~np.isnan(values)
+    share = np.clip((np.where(scored, values, low) - low) / (high - low), 0, 1)
+    index = np.where(scored, 1 + np.round(share * (_LEVELS - 1)), 0).astype(np.uint8)
+    return _encode_palette(index, faintest=_FAINTEST if fading else 255)
+
+
+def paint_colour_bar() -> str:
+    """The colours of `paint_map` from low to high, one pixel a level, as a PNG data URI."""
+    return _encode_palette(np.arange(1, _LEVELS + 1, dtype=np.uint8)[None, :], faintest=255)
+
+
+def outline_mask(mask: np.ndarray) -> str:
+    """The border of a bool (H, W) mask as an SVG path in pixels of the mask, (0, 0) its upper left corner; empty for an empty mask."""
+    padded = np.pad(mask, 1).astype(np.uint8)  # a region at the picture's edge is closed too
+    rings = [approximate_polygon(ring, 0.4) - 0.5 for ring in find_contours(padded, 0.5)]
+    return "".join("M" + "L".join(f"{x:.1f},{y:.1f}" for y, x in ring) + "Z" for ring in rings)
+
+
+def choose_scale_bar(width_mm: float) -> float:
+    """The longest of 1, 2, 5 × 10^k mm that covers at most a quarter of `width_mm`."""
+    limit = width_mm / 4
+    power = 10.0 ** math.floor(math.log10(limit))
+    return next(step * power for step in (5, 2, 1) if step * power <= limit)
+
+
+def thin_curve(curve: Curve) -> Curve:
+    """The points of a curve in the unit square without which it would move by more than 0.0005 (Douglas & Peucker 1973)."""
+    points = approximate_polygon(np.column_stack(curve).astype(np.float64), _CURVE_TOLERANCE)
+    return points[:, 0], points[:, 1]
+
+
+def step_precision(curve: Curve) -> Curve:
+    """(recall, precision) with its corners: precision holds from one recall to the next, as average precision sums it."""
+    recall, precision = (values[::-1] if curve[0][0] > curve[0][-1] else values for values in curve)
+    return np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:]
+
+
+def draw_curves(roc: dict[str, Curve], pr: dict[str, Curve], *, names: list[str], prevalence: float | None, prefix: str) -> str:
+    """ROC and precision-recall curves of all detectors side by side, as inline SVG.
+
+    Args:
+        roc: detector -> (false positive rate, true positive rate).
+        pr: detector -> (recall, precision), corners included.
+        names: all detectors of the report; a detector's place in it is its line style.
+        prevalence: share of positives, drawn as the precision of chance.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 4.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=(0, (2, 2)))
+        if prevalence is not None:
+            right.axhline(prevalence, color="#999999", lw=0.8, ls=(0, (2, 2)))
+        _draw_lines(left, roc, names, title="ROC", xlabel="False positive rate", ylabel="True positive rate")
+        _draw_lines(right, pr, names, title="Precision–recall", xlabel="Recall", ylabel="Precision")
+        handles, labels = left.get_legend_handles_labels() if roc else right.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=2.8)
+        return _as_svg(figure, prefix)
+
+
+def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, thresholds: dict[str, list[float]], prefix: str) -> str:
+    """Histograms of image scores, one panel a detector, normal against abnormal with the thresholds, as inline SVG.
+
+    Args:
+        scores: (detector, scores of normals, scores of abnormals); bars are shares of their own class.
+        thresholds: detector -> image thresholds.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    columns = min(2, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 0.3 + 2.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, (name, normal, abnormal) in zip(panels, scores, strict=False):
+            _draw_histogram(panel, normal, abnormal, thresholds=thresholds.get(name, []))
+            panel.set_title(name)
+        for panel in panels[len(scores) :]:
+            panel.set_axis_off()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        return _as_svg(figure, prefix)
+
+
+def _draw_lines(axes: Axes, curves: dict[str, Curve], names: list[str], *, title: str, xlabel: str, ylabel: str) -> None:
+    for place, name in enumerate(names):
+        if name in curves:
+            colour, line = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)]
+            axes.plot(*curves[name], color=colour, ls=line, lw=1.5, label=name, clip_on=False)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="#e4e4e4", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_histogram(axes: Axes, normal: np.ndarray, abnormal: np.ndarray, *, thresholds: list[float]) -> None:
+    edges = np.histogram_bin_edges(np.concatenate([normal, abnormal]), bins=40)
+    for scores, colour, label, hatch in ((normal, NORMAL_COLOUR, "normal", ""), (abnormal, ABNORMAL_COLOUR, "abnormal", "////")):
+        share = np.histogram(scores, edges)[0] / max(len(scores), 1)
+        axes.stairs(share, edges, fill=True, facecolor=colour, alpha=0.25)
+        axes.stairs(share, edges, color=colour, lw=1.2, hatch=hatch, label=label)
+    for place, threshold in enumerate(thresholds):
+        axes.axvline(threshold, color="#000000", lw=1, ls=(0, (4, 2)), label="threshold" if place == 0 else None)
+    axes.set(xlabel="Image score", ylabel="Share of the class")
+    axes.set_ylim(bottom=0)
+
+
+def _as_svg(figure: Figure, prefix: str) -> str:
+    """The figure as an <svg> element whose ids start with `prefix`, so that several stand in one page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="presentation"', svg, count=1)
+
+
+def _encode_palette(index: np.ndarray, *, faintest: int) -> str:
+    alpha = np.minimum(np.arange(_LEVELS) + faintest, 255).astype(np.uint8)
+    picture = Image.fromarray(index)
+    picture.putpalette(_PALETTE.tobytes())
+    return _encode(picture, "PNG", transparency=bytes([0, *alpha]), optimize=True)
+
+
+def _encode(picture: Image.Image, form: str, **options: object) -> str:
+    content = io.BytesIO()
+    picture.save(content, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

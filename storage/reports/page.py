@@ -1,0 +1,357 @@
+"""The report as one HTML file, as JSON and as CSV. Plain data in, text out.
+
+`render_html` draws what `Report` holds and computes nothing: every number of the page stands in the report, and again in the page's
+`<script type="application/json" id="normascope-data">`, which is `metrics_as_json`.
+"""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from storage.reports import figures
+
+Level = Literal["image", "pixel"]
+_LEVELS: tuple[Level, ...] = ("image", "pixel")
+_OVERVIEW_PX = 768
+_GALLERY_PX = 384
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric with its 95 % interval. `value`, `low` and `high` are None where there is none; `note` then says why."""
+
+    level: Level
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in _LEVELS:
+            raise ValueError(f"level of metric {self.name!r}: expected 'image' or 'pixel', got {self.level!r}")
+        if (self.value is None or self.low is None or self.high is None) and not self.note:
+            raise ValueError(f"metric {self.name!r} has no value or no interval: say why in its note")
+        if not all(np.isfinite(number) for number in (self.value, self.low, self.high) if number is not None):
+            raise ValueError(f"metric {self.name!r} is not finite: give None and say why in its note")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold on image or pixel scores: how it was chosen, and on which split."""
+
+    level: Level
+    name: str
+    value: float
+    chosen_by: str
+    split: str
+
+
+@dataclass(frozen=True)
+class DetectorResult:
+    """What one detector did on the test split.
+
+    Attributes:
+        roc: level -> (false positive rate, true positive rate), each (n,), in [0, 1].
+        pr: level -> (recall, precision), each (n,), in [0, 1], sorted by recall either way.
+        scores_normal, scores_abnormal: image scores, (n,), higher is more anomalous.
+        colour_range: (low, high) of its maps, the same for every picture; values outside are clipped.
+        operating: what the thresholds amount to, in words.
+    """
+
+    name: str
+    kind: str
+    metrics: list[MetricRow]
+    thresholds: list[Threshold]
+    roc: dict[Level, figures.Curve]
+    pr: dict[Level, figures.Curve]
+    scores_normal: np.ndarray
+    scores_abnormal: np.ndarray
+    colour_range: tuple[float, float]
+    operating: str = ""
+
+    def __post_init__(self) -> None:
+        low, high = self.colour_range
+        if not (np.isfinite([low, high]).all() and low < high):
+            raise ValueError(f"colour_range of detector {self.name!r}: expected finite low < high, got ({low}, {high})")
+        for scores in (self.scores_normal, self.scores_abnormal):
+            if scores.ndim != 1 or not np.isfinite(scores).all():
+                raise ValueError(f"scores of detector {self.name!r}: expected a finite 1-D array; leave failed images out")
+
+
+@dataclass(frozen=True)
+class GallerySample:
+    """One tested picture: uint8 (H, W, 3), its mask bool (H, W) or None, and detector -> map float (h, w) of the same field."""
+
+    sample_id: str
+    caption: str
+    label: str
+    finding: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    maps: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        _check_picture(f"gallery sample {self.sample_id!r}", self.image, self.mask, self.maps)
+
+
+@dataclass(frozen=True)
+class SlideOverview:
+    """One slide of width_px × height_px at spacing_um: an overview uint8 (H, W, 3) of at most 768 px, its mask bool (H, W) or None,
+
+    and detector -> heat float (h, w) over the same field, NaN where nothing was scored. `spacing_um` None: no scale bar.
+    """
+
+    slide_id: str
+    subject_id: str
+    split: str
+    label: str
+    finding: str
+    spacing_um: float | None
+    width_px: int
+    height_px: int
+    overview: np.ndarray
+    mask: np.ndarray | None
+    heat: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        _check_picture(f"slide {self.slide_id!r}", self.overview, self.mask, self.heat)
+        if max(self.overview.shape[:2]) > _OVERVIEW_PX:
+            raise ValueError(f"overview of slide {self.slide_id!r}: expected at most {_OVERVIEW_PX} px, got {self.overview.shape[:2]}")
+
+
+@dataclass(frozen=True)
+class CountRow:
+    """How many samples and subjects of one split and label there are, and of them, reason -> how many excluded and how many failed."""
+
+    split: str
+    label: str
+    samples: int
+    subjects: int
+    excluded: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report shows.
+
+    Attributes:
+        painted: the anomalies are painted, not diagnosed; the page says so in a banner with `generated_note`.
+        run: what was run on what: configuration, digests, code version, seed, package versions, how to run it again.
+        n_subjects, n_resamples: of the bootstrap that gave the intervals; None where there was none.
+    """
+
+    title: str
+    painted: bool
+    generated_note: str | None
+    run: dict[str, str]
+    counts: list[CountRow]
+    detectors: list[DetectorResult]
+    gallery: list[GallerySample]
+    slides: list[SlideOverview]
+    n_subjects: int | None = None
+    n_resamples: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [detector.name for detector in self.detectors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected detectors of different names, got {names}")
+        if self.painted and not self.generated_note:
+            raise ValueError("a report on painted anomalies needs a generated_note that says what was painted into what")
+        shown = {name for sample in self.gallery for name in sample.maps} | {name for slide in self.slides for name in slide.heat}
+        if unknown := sorted(shown - set(names)):
+            raise ValueError(f"maps of {unknown}, which are no detectors of this report ({names})")
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML page with its style, script and pictures inside; the same report gives the same text."""
+    room = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(room), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["sig"] = lambda value: f"{value:.4g}"
+    numbers = metrics_as_json(report)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        css=Markup((room / "report.css").read_text("utf-8")),
+        js=Markup((room / "report.js").read_text("utf-8")),
+        data=Markup(numbers.replace("<", "\\u003c")),  # a name must not close the script element
+        csv_uri="data:text/csv;base64," + base64.b64encode(metrics_as_csv(report).encode()).decode(),
+        tables=_tabulate_metrics(report.detectors),
+        curves=_draw_curves(report.detectors),
+        histograms=_draw_histograms(report.detectors),
+        colour_bar=figures.paint_colour_bar(),
+        mapped=_find_mapped(report.detectors, (sample.maps for sample in report.gallery)),
+        gallery=[_show_sample(sample, report.detectors) for sample in report.gallery],
+        heated=_find_mapped(report.detectors, (slide.heat for slide in report.slides)),
+        slides=[_show_slide(slide, report.detectors) for slide in report.slides],
+        reasons=_list_reasons(report.counts),
+    )
+
+
+def metrics_as_json(report: Report) -> str:
+    """All numbers of the report: keys sorted, metrics and thresholds exact, scores and curves to six significant digits.
+
+    Curves are thinned to the points without which they would move by more than 0.0005.
+    """
+    numbers = {
+        "title": report.title,
+        "painted": report.painted,
+        "generated_note": report.generated_note,
+        "run": report.run,
+        "bootstrap": {"n_subjects": report.n_subjects, "n_resamples": report.n_resamples},
+        "counts": [vars(row) for row in report.counts],
+        "detectors": [_describe_detector(detector) for detector in report.detectors],
+        "gallery": [{key: getattr(sample, key) for key in ("sample_id", "caption", "label", "finding")} for sample in report.gallery],
+        "slides": [
+            {key: value for key, value in vars(slide).items() if key not in ("overview", "mask", "heat")} for slide in report.slides
+        ],
+    }
+    return json.dumps(numbers, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False, default=_as_plain) + "\n"
+
+
+def metrics_as_csv(report: Report) -> str:
+    """Metrics, thresholds and counts as one table: section, detector, level, name, value, low, high, note; empty where None."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["section", "detector", "level", "name", "value", "low", "high", "note"])
+    for detector in report.detectors:
+        for row in detector.metrics:
+            table.writerow(["metric", detector.name, row.level, row.name, row.value, row.low, row.high, row.note])
+        for threshold in detector.thresholds:
+            note = f"{threshold.chosen_by} ({threshold.split})"
+            table.writerow(["threshold", detector.name, threshold.level, threshold.name, threshold.value, None, None, note])
+    for count in report.counts:
+        place = f"{count.split} {count.label}"
+        table.writerow(["count", None, None, f"{place} samples", count.samples, None, None, None])
+        table.writerow(["count", None, None, f"{place} subjects", count.subjects, None, None, None])
+        for state, reasons in (("excluded", count.excluded), ("failed", count.failed)):
+            for reason, number in sorted(reasons.items()):
+                table.writerow(["count", None, None, f"{place} {state}", number, None, None, reason])
+    return text.getvalue()
+
+
+def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
+    curves = {"roc": detector.roc, "pr": {level: figures.step_precision(curve) for level, curve in detector.pr.items()}}
+    axes = {"roc": ("false_positive_rate", "true_positive_rate"), "pr": ("recall", "precision")}
+    thinned = {
+        kind: {level: dict(zip(axes[kind], map(_round, figures.thin_curve(curve)), strict=True)) for level, curve in of_level.items()}
+        for kind, of_level in curves.items()
+    }
+    return {
+        "name": detector.name,
+        "kind": detector.kind,
+        "metrics": [vars(row) for row in detector.metrics],
+        "thresholds": [vars(threshold) for threshold in detector.thresholds],
+        "curves": thinned,
+        "scores": {"normal": _round(detector.scores_normal), "abnormal": _round(detector.scores_abnormal)},
+        "colour_range": [float(end) for end in detector.colour_range],
+        "operating": detector.operating,
+    }
+
+
+def _tabulate_metrics(detectors: list[DetectorResult]) -> dict[str, Any]:
+    """Metrics as rows by level with one cell a detector, and the notes that the cells point at by number."""
+    notes = list(dict.fromkeys(row.note for detector in detectors for row in detector.metrics if row.note))
+    found = [{(row.level, row.name): row for row in detector.metrics} for detector in detectors]
+    keys = list(dict.fromkeys(key for of_detector in found for key in of_detector))
+    levels = {
+        level: [(name, [of_detector.get((level, name)) for of_detector in found]) for of, name in keys if of == level]
+        for level in _LEVELS
+        if any(of == level for of, _ in keys)
+    }
+    return {"levels": levels, "notes": notes}
+
+
+def _draw_curves(detectors: list[DetectorResult]) -> dict[Level, Markup]:
+    names = [detector.name for detector in detectors]
+    drawn: dict[Level, Markup] = {}
+    for level in _LEVELS:
+        roc = {detector.name: figures.thin_curve(detector.roc[level]) for detector in detectors if level in detector.roc}
+        pr = {
+            detector.name: figures.thin_curve(figures.step_precision(detector.pr[level])) for detector in detectors if level in detector.pr
+        }
+        if roc or pr:
+            prevalence = _measure_prevalence(detectors[0]) if level == "image" else None
+            drawn[level] = Markup(figures.draw_curves(roc, pr, names=names, prevalence=prevalence, prefix=f"{level}-curves"))
+    return drawn
+
+
+def _measure_prevalence(detector: DetectorResult) -> float | None:
+    total = len(detector.scores_normal) + len(detector.scores_abnormal)
+    return len(detector.scores_abnormal) / total if total else None
+
+
+def _draw_histograms(detectors: list[DetectorResult]) -> Markup | None:
+    scores = [(one.name, one.scores_normal, one.scores_abnormal) for one in detectors if len(one.scores_normal) or len(one.scores_abnormal)]
+    thresholds = {one.name: [threshold.value for threshold in one.thresholds if threshold.level == "image"] for one in detectors}
+    return Markup(figures.draw_score_histograms(scores, thresholds=thresholds, prefix="histograms")) if scores else None
+
+
+def _find_mapped(detectors: list[DetectorResult], maps: Iterable[dict[str, np.ndarray]]) -> list[DetectorResult]:
+    named = {name for of_picture in maps for name in of_picture}
+    return [detector for detector in detectors if detector.name in named]
+
+
+def _show_sample(sample: GallerySample, detectors: list[DetectorResult]) -> dict[str, Any]:
+    return {
+        "sample": sample,
+        "photograph": figures.encode_photograph(sample.image, max_px=_GALLERY_PX),
+        "outline": None if sample.mask is None else figures.outline_mask(sample.mask),
+        "maps": _paint_maps(sample.maps, detectors, fading=False),
+        "size": sample.image.shape[:2],
+    }
+
+
+def _show_slide(slide: SlideOverview, detectors: list[DetectorResult]) -> dict[str, Any]:
+    width_mm = None if slide.spacing_um is None else slide.width_px * slide.spacing_um / 1000
+    return {
+        "slide": slide,
+        "photograph": figures.encode_photograph(slide.overview, max_px=_OVERVIEW_PX),
+        "outline": None if slide.mask is None else figures.outline_mask(slide.mask),
+        "maps": _paint_maps(slide.heat, detectors, fading=True),
+        "size": slide.overview.shape[:2],
+        "width_mm": width_mm,
+        "bar_mm": None if width_mm is None else figures.choose_scale_bar(width_mm),
+    }
+
+
+def _paint_maps(maps: dict[str, np.ndarray], detectors: list[DetectorResult], *, fading: bool) -> dict[str, str]:
+    shown = [detector for detector in detectors if detector.name in maps]
+    return {one.name: figures.paint_map(maps[one.name], colour_range=one.colour_range, fading=fading) for one in shown}
+
+
+def _list_reasons(counts: list[CountRow]) -> list[tuple[str, str, str, str, int]]:
+    """(state, reason, split, label, samples) of all that was excluded or failed, failures first."""
+    states = [("failed", row, row.failed) for row in counts] + [("excluded", row, row.excluded) for row in counts]
+    return [(state, reason, row.split, row.label, number) for state, row, reasons in states for reason, number in sorted(reasons.items())]
+
+
+def _check_picture(what: str, image: np.ndarray, mask: np.ndarray | None, maps: dict[str, np.ndarray]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{what}: expected a uint8 picture (H, W, 3), got {image.dtype} {image.shape}")
+    if mask is not None and (mask.dtype != np.bool_ or mask.shape != image.shape[:2]):
+        raise ValueError(f"{what}: expected a bool mask {image.shape[:2]} like its picture, got {mask.dtype} {mask.shape}")
+    for name, values in maps.items():
+        if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating):
+            raise ValueError(f"{what}: expected a float map (H, W) of {name!r}, got {values.dtype} {values.shape}")
+
+
+def _round(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _as_plain(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected plain numbers and text in a report, got {type(value).__name__}: {value!r}")

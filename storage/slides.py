@@ -1,0 +1,506 @@
+"""Whole-slide images: regions of a pyramid as arrays, behind one interface with two readers.
+
+`TiffSlide` decodes exactly the tiles that a region touches, for plain tiled TIFF and Aperio SVS, local or in an object store.
+OpenSlide, which composites every read, reads every other format and is the oracle in the tests.
+"""
+
+import math
+import os
+import re
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+import fsspec
+import imagecodecs
+import numpy as np
+import openslide
+import tifffile
+from fsspec.core import url_to_fs
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+_SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
+_TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+_SMALLEST_SLIDE_PX = 2048
+_PRINTING_DEFAULT_UM = 80.0  # 300 dpi and coarser (72, 96, 150 dpi): written by picture editors, measured by nobody
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0, ResolutionUnit: 2 inch, 3 centimetre; 1 is none
+_PLAIN_COMPRESSIONS = (1, 5, 7)  # none, LZW, JPEG
+_JPEG = 7
+_PREDICTORS = (1, 2)
+# In a scan, 0xFF is followed by 0 (stuffing), 0xFF (filling) or a restart; any other marker ends it (ITU-T T.81, B.1.1)
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_KEPT_BYTES = 32 << 20  # as much as OpenSlide's own cache
+# What tifffile and struct raise on bytes that are no sound TIFF; OSError is left to pass, it may be the network
+_TIFF_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error)
+
+
+class UnreadableSlideError(ValueError):
+    """A slide that is truncated, corrupt or not a slide; the message names the file and the reason."""
+
+
+class SlideReader(Protocol):
+    """A slide open for reading; safe to share among threads."""
+
+    width_px: int
+    height_px: int
+    spacing_um: float | None  # µm per pixel of level 0; None where the file does not say
+    level_dimensions: tuple[tuple[int, int], ...]  # (width_px, height_px), level 0 first
+    level_downsamples: tuple[float, ...]
+
+    def read_region(self, x_px: int, y_px: int, width_px: int, height_px: int, *, level: int = 0) -> NDArray[np.uint8]:
+        """Read a rectangle.
+
+        `x_px` and `y_px` count pixels **of that level** (OpenSlide's own functions take level-0 coordinates). What lies outside the slide
+        is white.
+
+        Returns:
+            (height_px, width_px, 3) uint8, RGB.
+
+        Raises:
+            UnreadableSlideError: A tile cannot be decoded.
+            ValueError: No such level, or an empty rectangle.
+        """
+
+    def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
+        """Shrink the slide to (H, W, 3) uint8 RGB, the longer side `max_px` (or the slide's own, if that is less), antialiased."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None: ...
+
+
+def open_slide(uri: str | os.PathLike[str]) -> SlideReader:
+    """Open a slide with the fastest reader that reads it faithfully.
+
+    Args:
+        uri: A local path, or anything fsspec opens (s3://…); away from the local disk only plain tiled TIFF and SVS can be read.
+
+    Raises:
+        UnreadableSlideError: Truncated, corrupt, or not a slide.
+        OSError: The file could not be opened.
+    """
+    uri = os.fspath(uri)
+    try:
+        return TiffSlide(uri)
+    except _NotPlainTiffError as error:
+        local = _local_path(uri)
+        if local is None:
+            raise UnreadableSlideError(f"{uri}: {error}; only OpenSlide may read it, from a local disk: copy it there") from error
+        try:
+            return OpenSlideReader(local)
+        except UnreadableSlideError as refusal:
+            raise UnreadableSlideError(f"{refusal}; for the reader of plain TIFF: {error}") from error
+
+
+def is_slide(uri: str | os.PathLike[str]) -> bool:
+    """Tell slides from pictures: a suffix that only scanners write, or a tiled TIFF of 2,048 px or more. Reads at the most a TIFF's header.
+
+    Raises:
+        OSError: A TIFF could not be opened.
+    """
+    uri = os.fspath(uri)
+    suffix = Path(uri).suffix.lower()
+    if suffix in _SLIDE_SUFFIXES:
+        return True
+    if suffix not in _TIFF_SUFFIXES:
+        return False
+    try:
+        with fsspec.open(uri, "rb") as file, tifffile.TiffFile(file, name=uri) as tif:
+            first = tif.pages.first
+            return bool(first.is_tiled) and max(first.imagewidth, first.imagelength) >= _SMALLEST_SLIDE_PX
+    except _TIFF_ERRORS:
+        return False
+
+
+def write_pyramid(
+    path: str | os.PathLike[str], level0: NDArray[np.uint8], *, spacing_um: float, tile_px: int = 256, quality: int = 90
+) -> None:
+    """Write a pyramidal tiled JPEG TIFF that both readers open; the file appears whole or not at all.
+
+    Args:
+        path: A local path; a file that stands there is replaced.
+        level0: (H, W, 3) uint8, RGB. Every further level is the 2×2 box average of the one before, down to less than 1,024 px.
+        spacing_um: µm per pixel of level 0.
+        tile_px: Side of a tile, a multiple of 16.
+        quality: JPEG quality, 1 to 100.
+
+    Raises:
+        ValueError: An array of another type or shape, or a spacing that is not positive.
+    """
+    if level0.dtype != np.uint8 or level0.ndim != 3 or level0.shape[2] != 3:
+        raise ValueError(f"expected uint8 of shape (H, W, 3), got {level0.dtype} of shape {level0.shape}")
+    if not spacing_um > 0:
+        raise ValueError(f"expected a spacing_um above 0, got {spacing_um}")
+    partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tifffile.TiffWriter(partial, bigtiff=level0.nbytes > 2**32) as tif:
+            for reduction, level in enumerate(_halve_until(level0, 1024)):
+                pixels_per_cm = 10_000.0 / spacing_um / 2**reduction
+                tif.write(
+                    level,
+                    tile=(tile_px, tile_px),
+                    photometric="rgb",
+                    compression="jpeg",
+                    compressionargs={"level": quality},
+                    subfiletype=int(reduction > 0),  # without it OpenSlide passes over a reduced level
+                    resolution=(pixels_per_cm, pixels_per_cm),
+                    resolutionunit="CENTIMETER",
+                    metadata=None,
+                    software="normascope",
+                )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class TiffSlide:
+    """A plain tiled TIFF or Aperio SVS (8-bit RGB; JPEG, LZW or uncompressed), its tiles decoded one by one.
+
+    The pixels are those of OpenSlide's whole level, at every position. (OpenSlide itself interpolates where an unaligned downsample such as
+    2.0015 puts a region between pixels.)
+    """
+
+    def __init__(self, uri: str):
+        self._uri = uri
+        self._fs, self._path = url_to_fs(uri)
+        local = _local_path(uri)
+        self._file = local.open("rb") if local is not None else self._fs.open(self._path, "rb")
+        try:
+            self._levels, self.spacing_um = _parse_tiff(self._file, uri)
+        except BaseException:
+            self._file.close()
+            raise
+        self._is_local = local is not None
+        self.level_dimensions = tuple((level.width_px, level.height_px) for level in self._levels)
+        self.level_downsamples = _downsamples(self.level_dimensions)
+        self.width_px, self.height_px = self.level_dimensions[0]
+        self._kept: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._tiles_kept = max(4, _KEPT_BYTES // max(level.tile_width_px * level.tile_height_px * 3 for level in self._levels))
+        self._lock = threading.Lock()
+
+    def read_region(self, x_px: int, y_px: int, width_px: int, height_px: int, *, level: int = 0) -> NDArray[np.uint8]:
+        """Read a rectangle; see `SlideReader`."""
+        region, (x0, y0, x1, y1) = _clip(self, x_px, y_px, width_px, height_px, level)
+        if x0 >= x1 or y0 >= y1:
+            return region
+        side_x, side_y = self._levels[level].tile_width_px, self._levels[level].tile_height_px
+        touched = [
+            (row, column) for row in range(y0 // side_y, (y1 - 1) // side_y + 1) for column in range(x0 // side_x, (x1 - 1) // side_x + 1)
+        ]
+        for (row, column), tile in zip(touched, self._read_tiles(level, touched), strict=True):
+            top, left = row * side_y, column * side_x
+            bottom, right = min(top + side_y, y1), min(left + side_x, x1)
+            part = tile[max(y0 - top, 0) : bottom - top, max(x0 - left, 0) : right - left]
+            region[max(top, y0) - y_px : bottom - y_px, max(left, x0) - x_px : right - x_px] = part
+        return region
+
+    def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
+        """Shrink the slide; see `SlideReader`."""
+        return _shrink(self, max_px)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _read_tiles(self, level: int, positions: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """Give tiles by (row, column). The last ones stay decoded, because unaligned neighbours share them."""
+        tiles = self._levels[level]
+        indices = [row * tiles.tiles_across + column for row, column in positions]
+        with self._lock:
+            found = {index: self._kept[level, index] for index in indices if (level, index) in self._kept}
+        missing = [index for index in indices if index not in found]
+        for index, data in zip(missing, self._read_bytes([(tiles.offsets[i], tiles.byte_counts[i]) for i in missing]), strict=True):
+            found[index] = self._decode(level, index, data)
+        with self._lock:
+            for index in indices:
+                self._kept[level, index] = found[index]
+                self._kept.move_to_end((level, index))
+            while len(self._kept) > self._tiles_kept:
+                self._kept.popitem(last=False)
+        return [found[index] for index in indices]
+
+    def _read_bytes(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read (offset, count) ranges without a file position, which threads would have to share."""
+        if self._is_local:
+            return [os.pread(self._file.fileno(), count, offset) for offset, count in ranges]
+        starts, ends = [offset for offset, _ in ranges], [offset + count for offset, count in ranges]
+        return list(self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise"))
+
+    def _decode(self, level: int, index: int, data: bytes) -> NDArray[np.uint8]:
+        tiles = self._levels[level]
+        try:
+            if len(data) != tiles.byte_counts[index]:
+                raise ValueError(f"the file ends after {len(data)} of its {tiles.byte_counts[index]} bytes")
+            return tiles.decode(data, index)
+        except (ValueError, RuntimeError, TypeError, struct.error) as error:
+            row, column = divmod(index, tiles.tiles_across)
+            raise UnreadableSlideError(
+                f"{self._uri}: level {level}, tile in row {row}, column {column} cannot be decoded: {error}"
+            ) from error
+
+
+class OpenSlideReader:
+    """Any local slide that OpenSlide knows, laid on the slide's background colour (white where it names none).
+
+    Where a level's downsample is not a whole number, OpenSlide interpolates: pixels lie up to half a level-0 pixel off.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = os.fspath(path)
+        self._slide = self._open()
+        self._lock = threading.Lock()
+        properties = self._slide.properties
+        self.level_dimensions = tuple(self._slide.level_dimensions)
+        self.level_downsamples = tuple(self._slide.level_downsamples)
+        self.width_px, self.height_px = self.level_dimensions[0]
+        self.spacing_um = _spacing_of_properties(properties)
+        self._background = ImageColor.getrgb(f"#{properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, 'FFFFFF')}")
+
+    def read_region(self, x_px: int, y_px: int, width_px: int, height_px: int, *, level: int = 0) -> NDArray[np.uint8]:
+        """Read a rectangle; see `SlideReader`."""
+        region, (x0, y0, x1, y1) = _clip(self, x_px, y_px, width_px, height_px, level)
+        if x0 >= x1 or y0 >= y1:
+            return region
+        downsample = self.level_downsamples[level]
+        composited = self._read((round(x0 * downsample), round(y0 * downsample)), level, (x1 - x0, y1 - y0))
+        opaque = Image.new("RGB", composited.size, self._background)
+        opaque.paste(composited, mask=composited)
+        region[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = np.asarray(opaque)
+        return region
+
+    def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
+        """Shrink the slide; see `SlideReader`."""
+        return _shrink(self, max_px)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except openslide.OpenSlideError as error:
+            raise UnreadableSlideError(f"{self._path}: not a slide that OpenSlide reads ({error})") from error
+
+    def _read(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        try:
+            return self._slide.read_region(location, level, size)
+        except openslide.OpenSlideError:
+            pass
+        # One bad tile spoils an OpenSlide handle for good, for every thread: try once more alone, and leave a fresh handle behind
+        with self._lock:
+            fresh, self._slide = self._open(), self._open()
+        with fresh:
+            try:
+                return fresh.read_region(location, level, size)
+            except openslide.OpenSlideError as error:
+                at = f"level {level}, region of {size[0]}x{size[1]} px at level-0 position {location}"
+                raise UnreadableSlideError(f"{self._path}: {at} cannot be decoded: {error}") from error
+
+
+class _NotPlainTiffError(Exception):
+    """What the fast reader leaves to OpenSlide, and why."""
+
+
+@dataclass(frozen=True)
+class _Level:
+    width_px: int
+    height_px: int
+    tile_width_px: int
+    tile_height_px: int
+    offsets: Sequence[int]
+    byte_counts: Sequence[int]
+    decode: Callable[[bytes, int], NDArray[np.uint8]]  # bytes and index of a tile -> (H, W, 3); raises what its codec raises
+
+    @property
+    def tiles_across(self) -> int:
+        return math.ceil(self.width_px / self.tile_width_px)
+
+
+def _parse_tiff(file: IO[bytes], uri: str) -> tuple[tuple[_Level, ...], float | None]:
+    """Find the levels and the spacing; raises `_NotPlainTiffError`, or `UnreadableSlideError` when bytes are missing."""
+    try:
+        with tifffile.TiffFile(file, name=uri) as tif:
+            first = tif.pages.first
+            _check_maker_is_plain(first)
+            pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
+            _check_page_chain_is_whole(tif, uri)
+            # OpenSlide's rules: of an Aperio file every tiled page is a level, of another every one that says it is reduced
+            levels = [first, *(page for page in pages[1:] if page.is_tiled and (first.is_svs or page.subfiletype & 1))]
+            levels.sort(key=lambda page: -page.imagewidth)
+            return tuple(_describe_level(page, tif.filehandle.size, uri) for page in levels), _spacing_of_page(first)
+    except UnreadableSlideError:
+        raise
+    except _TIFF_ERRORS as error:
+        raise _NotPlainTiffError(f"not a readable TIFF: {error}") from error
+
+
+def _check_maker_is_plain(first: tifffile.TiffPage) -> None:
+    """Leave to OpenSlide the TIFF of Leica, Philips, Ventana, Hamamatsu and Trestle, whose pages mean more than levels."""
+    if first.description.lstrip("\ufeff \n").startswith("<") or first.is_ndpi or 700 in first.tags or first.software.startswith("MedScan"):
+        raise _NotPlainTiffError("a scanner's own TIFF dialect")
+
+
+def _check_page_chain_is_whole(tif: tifffile.TiffFile, uri: str) -> None:
+    """Refuse a file whose last directory points past its end: tifffile would drop the lost levels without an error."""
+    handle, form = tif.filehandle, tif.tiff
+    last = tif.pages[-1]
+    handle.seek(last.offset)
+    (tag_count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    handle.seek(last.offset + form.tagnosize + tag_count * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
+    if following >= handle.size:
+        raise UnreadableSlideError(f"{uri}: truncated: a directory should stand at byte {following}, the file has {handle.size}")
+
+
+def _describe_level(page: tifffile.TiffPage, size_bytes: int, uri: str) -> _Level:
+    is_plain = (
+        page.is_tiled
+        and page.compression in _PLAIN_COMPRESSIONS
+        and page.predictor in _PREDICTORS
+        and page.photometric in ((2, 6) if page.compression == _JPEG else (2,))  # RGB, YCbCr
+        and page.samplesperpixel == 3
+        and page.bitspersample == 8
+        and page.planarconfig == 1
+        and page.tags.valueof(274, 1) == 1  # Orientation
+        and page.tiledepth == 1
+        and min(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength) > 0
+    )
+    if not is_plain:
+        raise _NotPlainTiffError("not tiled 8-bit RGB with JPEG, LZW or no compression")
+    offsets, byte_counts = tuple(page.dataoffsets), tuple(page.databytecounts)
+    if 0 in byte_counts or 0 in offsets:
+        raise _NotPlainTiffError("some tiles are missing")
+    tile_count = math.ceil(page.imagewidth / page.tilewidth) * math.ceil(page.imagelength / page.tilelength)
+    if not len(offsets) == len(byte_counts) == tile_count:
+        raise _NotPlainTiffError(f"a level of {page.imagewidth}x{page.imagelength} px without its {tile_count} tiles")
+    end = max(offset + count for offset, count in zip(offsets, byte_counts, strict=True))
+    if end > size_bytes:
+        raise UnreadableSlideError(f"{uri}: truncated: its tiles reach to byte {end}, the file has {size_bytes}")
+    return _Level(
+        width_px=page.imagewidth,
+        height_px=page.imagelength,
+        tile_width_px=page.tilewidth,
+        tile_height_px=page.tilelength,
+        offsets=offsets,
+        byte_counts=byte_counts,
+        decode=_jpeg_decoder(page) if page.compression == _JPEG else lambda data, index: np.asarray(page.decode(data, index)[0])[0],
+    )
+
+
+def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.uint8]]:
+    # As OpenSlide has it, and unlike page.decode, the TIFF tag decides the colour space, whatever markers the JPEG data carries
+    colourspace = "YCBCR" if page.photometric == 6 else "RGB"
+    tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
+
+    def decode(data: bytes, index: int) -> NDArray[np.uint8]:
+        _check_jpeg_is_whole(data)
+        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colourspace, outcolorspace="RGB")
+        if tile.shape != shape:
+            raise ValueError(f"expected {shape[1]}x{shape[0]} px in three channels, got an array of shape {tile.shape}")
+        return tile
+
+    return decode
+
+
+def _check_jpeg_is_whole(data: bytes) -> None:
+    """Refuse JPEG data whose last scan does not run to its end marker: libjpeg would fill the rest with grey and only warn."""
+    end = _SCAN_END.search(data, data.rfind(b"\xff\xda") + 2)
+    if end is None or end.group() != b"\xff\xd9":
+        raise ValueError("JPEG data is cut off" if end is None else f"JPEG data is interrupted at byte {end.start()} of {len(data)}")
+
+
+def _spacing_of_page(page: tifffile.TiffPage) -> float | None:
+    aperio = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description) if page.is_svs else None
+    if aperio:
+        return _plausible_spacing(float(aperio.group(1)))
+    numerator, denominator = page.tags.valueof(282, (0, 1))  # XResolution
+    return _spacing_of_resolution(numerator / denominator if denominator else 0.0, page.tags.valueof(296, 2))
+
+
+def _spacing_of_properties(properties: Mapping[str, str]) -> float | None:
+    if openslide.PROPERTY_NAME_MPP_X in properties:
+        return _plausible_spacing(float(properties[openslide.PROPERTY_NAME_MPP_X]))
+    unit = {"inch": 2, "centimeter": 3}.get(properties.get("tiff.ResolutionUnit", ""), 1)
+    return _spacing_of_resolution(float(properties.get("tiff.XResolution", 0)), unit)
+
+
+def _spacing_of_resolution(pixels_per_unit: float, unit: int) -> float | None:
+    return _plausible_spacing(_UM_PER_UNIT[unit] / pixels_per_unit) if unit in _UM_PER_UNIT and pixels_per_unit > 0 else None
+
+
+def _plausible_spacing(spacing_um: float) -> float | None:
+    return spacing_um if 0 < spacing_um < _PRINTING_DEFAULT_UM else None
+
+
+def _downsamples(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """Average the ratios of widths and of heights, as OpenSlide does."""
+    width_px, height_px = dimensions[0]
+    return tuple((width_px / w + height_px / h) / 2 for w, h in dimensions)
+
+
+def _clip(
+    slide: SlideReader, x_px: int, y_px: int, width_px: int, height_px: int, level: int
+) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+    """Check a rectangle; give a white canvas for it and the part (x0, y0, x1, y1) of it that lies on the slide."""
+    if not 0 <= level < len(slide.level_dimensions):
+        raise ValueError(f"expected a level from 0 to {len(slide.level_dimensions) - 1}, got {level}")
+    if width_px < 1 or height_px < 1:
+        raise ValueError(f"expected a region of at least 1x1 px, got {width_px}x{height_px}")
+    level_width_px, level_height_px = slide.level_dimensions[level]
+    inside = (max(x_px, 0), max(y_px, 0), min(x_px + width_px, level_width_px), min(y_px + height_px, level_height_px))
+    return np.full((height_px, width_px, 3), 255, np.uint8), inside
+
+
+def _shrink(slide: SlideReader, max_px: int) -> NDArray[np.uint8]:
+    """Shrink the smallest level that is large enough, band by band, so that a slide of one level never lies in memory whole."""
+    if max_px < 1:
+        raise ValueError(f"expected max_px of at least 1, got {max_px}")
+    level = max((index for index, size in enumerate(slide.level_dimensions) if max(size) >= max_px), default=0)
+    width_px, height_px = slide.level_dimensions[level]
+    scale = min(1.0, max_px / max(slide.width_px, slide.height_px))
+    size = max(1, round(slide.width_px * scale)), max(1, round(slide.height_px * scale))
+    factor = max(1, max(width_px, height_px) // (2 * max(size)))  # box averages to twice the size at the least, then an antialiased resize
+    rows = factor * math.ceil(256 / factor)
+    bands = [
+        np.asarray(Image.fromarray(slide.read_region(0, y, width_px, min(rows, height_px - y), level=level)).reduce(factor))
+        for y in range(0, height_px, rows)
+    ]
+    reduced = Image.fromarray(np.concatenate(bands))
+    return np.asarray(reduced.resize(size, Image.Resampling.LANCZOS, box=(0, 0, width_px / factor, height_px / factor)))
+
+
+def _halve_until(level: NDArray[np.uint8], below_px: int) -> Iterator[NDArray[np.uint8]]:
+    """Give a level and its successive halves, the last one less than `below_px` in both directions."""
+    yield level
+    while max(level.shape[:2]) >= below_px and min(level.shape[:2]) >= 2:
+        height_px, width_px = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
+        level = np.asarray(Image.fromarray(level[:height_px, :width_px]).reduce(2))
+        yield level
+
+
+def _local_path(uri: str) -> Path | None:
+    fs, path = url_to_fs(uri)
+    return Path(path) if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol) else None

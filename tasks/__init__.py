@@ -1,0 +1,1 @@
+"""Thin Prefect tasks: open, call, write, return a small reference."""

@@ -1,0 +1,153 @@
+"""When a task's earlier result may stand for a new one: same content, same configuration, same code, and its outputs still there.
+
+Prefect's own policies do not say this: INPUTS alone collides between tasks, TASK_SOURCE hashes one function's text and not what it
+calls, and no policy asks whether the files that a result refers to still exist.
+"""
+
+import ast
+import errno
+import hashlib
+import importlib.util
+import json
+import threading
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.results import get_result_store
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel
+
+_ROOMS = ("flows", "tasks", "methods", "storage")
+# what waiting mends; everything else (a missing file, a full disk, a wrong value) fails at once
+_PERMANENT_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class StepCounter:
+    """How many steps this process asked for, and how many of them were done rather than taken from the cache."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.asked = 0
+        self.executed = 0
+
+    def count(self, *, executed: bool) -> None:
+        """One more asked for, or one more done."""
+        with self._lock:
+            self.executed += executed
+            self.asked += not executed
+
+
+steps = StepCounter()
+
+
+def digest_of(*values: Any) -> str:
+    """SHA-256 over the canonical JSON of values (pydantic models included): equal values, equal digest."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_as_json).encode()).hexdigest()
+
+
+def cached_task(
+    *, name: str, run_name: str, outputs_exist: Callable[[Any], bool], ignore: tuple[str, ...] = (), retries: int = 3
+) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+    """A Prefect task whose result is kept as JSON and taken again while content, configuration and code are the same.
+
+    The key is the digest of all arguments (references carry the digests of the content they point at), of the source of the task's
+    module and of every project module it imports, and of the name. A result whose outputs are gone does not count.
+
+    Args:
+        name: shown in the UI; part of the key.
+        run_name: template over the arguments, as Prefect's `task_run_name`.
+        outputs_exist: given a kept result, whether everything it refers to is still there.
+        ignore: arguments that cannot change the result (where to execute, how to show progress).
+        retries: how often errors that can pass are tried again, 2, 4, 8… s apart with jitter.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+        @wraps(function)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            steps.count(executed=True)
+            return function(*arguments, **options)
+
+        def key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
+            steps.count(executed=False)
+            content = {argument: value for argument, value in arguments.items() if argument not in ignore}
+            return _first_usable(f"{name}-{digest_of(content, code_fingerprint(function.__module__))[:40]}", outputs_exist)
+
+        return task(
+            name=name,
+            task_run_name=run_name,
+            cache_key_fn=key,
+            persist_result=True,
+            result_serializer="json",
+            retries=retries,
+            retry_delay_seconds=exponential_backoff(2),
+            retry_jitter_factor=1,
+            retry_condition_fn=_can_pass,
+        )(counted)
+
+    return decorate
+
+
+@cache
+def code_fingerprint(module: str) -> str:
+    """SHA-256 over the source of a project module and of every project module that it imports, directly or not."""
+    sources = {name: source for name in sorted(_imported_modules(module)) if (source := _source_of(name)) is not None}
+    return digest_of({name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()})
+
+
+def can_pass(error: BaseException) -> bool:
+    """Whether an error may be gone when the same is tried again: a lost connection, a time-out, a worker that died."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _PERMANENT_OS_ERRORS) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return type(error).__name__ in {"KilledWorker", "CommClosedError", "FutureCancelledError"}
+
+
+def _can_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and can_pass(error)
+
+
+def _first_usable(key: str, outputs_exist: Callable[[Any], bool]) -> str:
+    """The key itself, or its next generation while a kept result has lost its outputs."""
+    store, generation = get_result_store(), 0
+    while store.exists(candidate := f"{key}-{generation}" if generation else key) and not outputs_exist(store.read(candidate).result):
+        generation += 1
+    return candidate
+
+
+def _imported_modules(module: str) -> set[str]:
+    found, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        source = None if name in found else _source_of(name)
+        if source is None:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+@cache
+def _source_of(module: str) -> str | None:
+    """The text of a project module; None for anything else, and for names that are no module."""
+    if module.split(".")[0] not in _ROOMS:
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin).read_text() if spec is not None and spec.origin else None
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is no part of a cache key; pass references and configuration, or name it in `ignore`")

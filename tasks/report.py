@@ -1,0 +1,227 @@
+"""Gather what the report shows and write it: one HTML file, and the same numbers as JSON and CSV."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from methods.detectors.registry import NAMES
+from storage import filesystems
+from storage.manifest import read_manifest
+from storage.reports.page import (
+    CountRow,
+    DetectorResult,
+    GallerySample,
+    MetricRow,
+    Report,
+    SlideOverview,
+    Threshold,
+    metrics_as_csv,
+    metrics_as_json,
+    render_html,
+)
+from storage.scores import FAILED, SCORED, ScoreStore, open_store
+from storage.slides import open_slide
+from tasks.caching import cached_task, code_fingerprint
+from tasks.progress import Bar, show_progress
+from tasks.references import EvaluationReference, ManifestReference, ReportReference, StoreReference
+from tasks.samples import read_sample, read_sample_mask, read_whole_mask
+
+_GALLERY_PX = 256
+_SAMPLES_A_KIND = 2
+_OVERVIEW_PX = 768
+_SPLITS = ("train", "validation", "test", "archive")
+
+
+@cached_task(
+    name="write report",
+    run_name="write report {name}",
+    outputs_exist=lambda report: all(filesystems.exists(uri) for uri in report.values()),
+)
+def write_report(
+    name: str,
+    manifest: ManifestReference,
+    stores: list[StoreReference],
+    evaluations: list[EvaluationReference],
+    *,
+    notice: str | None,
+    configuration: dict[str, Any],
+    bootstrap_replicates: int,
+    store: str,
+) -> ReportReference:
+    """Write the report on the evaluations of all detectors of a run."""
+    rows = read_manifest(manifest["uri"], digest=manifest["digest"])
+    opened = {NAMES[reference["kind"]]: open_store(reference["uri"]) for reference in stores}
+    measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
+    slides = rows[rows["slide_id"].notna() & rows["excluded"].isna()]
+    with show_progress("write report", 2 + slides["slide_id"].nunique()) as bar:
+        gallery = _choose_gallery(rows, opened)
+        bar.advance()
+        report = Report(
+            title=name,
+            painted=notice is not None,
+            generated_note=notice,
+            run=_describe_run(manifest, stores, configuration),
+            counts=_count(rows, opened),
+            detectors=[_describe_detector(result) for result in measured],
+            gallery=gallery,
+            slides=[_overview(group, opened, bar) for _, group in slides.groupby("slide_id", sort=False)],
+            n_subjects=measured[0]["subjects"]["all"],
+            n_resamples=bootstrap_replicates if any(metric["low"] is not None for metric in measured[0]["metrics"]) else None,
+        )
+        contents = {"html": render_html(report), "json": metrics_as_json(report), "csv": metrics_as_csv(report)}
+        bar.advance()
+    folder = filesystems.join(store, "reports", f"{name}-{hashlib.sha256(contents['html'].encode()).hexdigest()[:12]}".replace(" ", "-"))
+    uris = {kind: filesystems.join(folder, {"html": "report.html"}.get(kind, f"metrics.{kind}")) for kind in contents}
+    for kind, text in contents.items():
+        filesystems.write_bytes(uris[kind], text.encode())
+    return ReportReference(html_uri=uris["html"], json_uri=uris["json"], csv_uri=uris["csv"])
+
+
+def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> str:
+    """The metrics as a Markdown table, for the Prefect UI."""
+    lines = [f"> **Painted.** {notice}", ""] if notice else []
+    lines += ["| detector | level | metric | value | 95 % interval over subjects |", "|---|---|---|---|---|"]
+    for evaluation in evaluations:
+        for row in filesystems.read_json(evaluation["uri"])["metrics"]:
+            interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else row["note"]
+            lines.append(f"| {NAMES[evaluation['kind']]} | {row['level']} | {row['name']} | {row['value']:.3f} | {interval} |")
+    return "\n".join(lines)
+
+
+def _describe_run(manifest: ManifestReference, stores: list[StoreReference], configuration: dict[str, Any]) -> dict[str, str]:
+    parts = {f"{key}": str(value) for key, value in configuration.items() if not isinstance(value, dict | list | tuple)}
+    nested = {f"{key}.{inner}": str(value) for key, part in configuration.items() if isinstance(part, dict) for inner, value in part.items()}
+    detectors = {f"detector {entry['kind']}": ", ".join(f"{key}={value}" for key, value in entry.items()) for entry in configuration["detectors"]}
+    return {
+        "manifest digest": manifest["digest"],
+        **{f"model digest, {store['kind']}": store["model_digest"] for store in stores},
+        "code": f"normascope {version('normascope')}, fingerprint {code_fingerprint(__name__)[:16]}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn", "zarr", "prefect", "dask")),
+        "python": platform.python_version(),
+        **detectors,
+        **{key: value for key, value in (parts | nested).items() if value != "None"},
+    }
+
+
+def _describe_detector(result: dict[str, Any]) -> DetectorResult:
+    thresholds = [
+        Threshold(level=level, name=f"{level} threshold", value=found["value"], chosen_by=f"{found['rule']} ({found['detail']})", split="validation")
+        for level, found in result["thresholds"].items()
+    ]
+    low, high = result["colour_range"]
+    return DetectorResult(
+        name=NAMES[result["kind"]],
+        kind=result["kind"],
+        metrics=[MetricRow(**row) for row in result["metrics"]],
+        thresholds=thresholds,
+        roc={level: (np.array(x), np.array(y)) for level, (x, y) in result["roc"].items()},
+        pr={level: (np.array(x), np.array(y)) for level, (x, y) in result["pr"].items()},
+        scores_normal=np.array(result["scores"]["normal"]),
+        scores_abnormal=np.array(result["scores"]["abnormal"]),
+        colour_range=(low, high if high > low else low + 1e-6),
+        operating=result["why_no_threshold"],
+    )
+
+
+def _count(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[CountRow]:
+    """Samples and subjects by split and label; failures are those of the first detector, which all read the same files."""
+    store = next(iter(opened.values()))
+    failures = store.failures().set_index("row")["reason"] if (store.status() == FAILED).any() else pd.Series(dtype=str)
+    names = {0: "normal", 1: "abnormal"}
+    table = rows.assign(
+        split=rows["split"].fillna("none"),
+        label=rows["label"].map(names).astype("string").fillna("unknown"),
+        failed=failures.reindex(range(len(rows))).where(rows["excluded"].isna().to_numpy()).to_numpy(),
+    )
+    counts = [
+        CountRow(
+            split=split,
+            label=label,
+            samples=len(group),
+            subjects=int(group["subject_id"].nunique()),
+            excluded={str(reason): int(n) for reason, n in group["excluded"].value_counts().items()},
+            failed={str(reason): int(n) for reason, n in group["failed"].value_counts().items()},
+        )
+        for (split, label), group in table.groupby(["split", "label"])
+    ]
+    order = {split: position for position, split in enumerate((*_SPLITS, "none"))}
+    return sorted(counts, key=lambda row: (order[row.split], row.label != "normal"))
+
+
+def _choose_gallery(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[GallerySample]:
+    """From the test split: of each finding, and of normal samples, the highest and the lowest score of the first detector."""
+    store = next(iter(opened.values()))
+    tested = rows[(rows["split"] == "test") & rows["label"].notna() & (store.status() == SCORED)]
+    score = pd.Series(store.image_scores(), rows.index)
+    samples = []
+    for (label, finding), group in tested.groupby([tested["label"], tested["finding"].fillna("")], sort=True):
+        ranked = group.loc[score[group.index].sort_values(ascending=False).index]
+        extremes = pd.concat([ranked.head(_SAMPLES_A_KIND), ranked.tail(min(_SAMPLES_A_KIND, max(0, len(ranked) - _SAMPLES_A_KIND)))])
+        samples += [_show(int(position), row, int(label), str(finding), opened, len(ranked), ranked.index) for position, row in extremes.iterrows()]
+    return samples
+
+
+def _show(
+    position: int, row: pd.Series, label: int, finding: str, opened: dict[str, ScoreStore], of: int, ranked: pd.Index
+) -> GallerySample:
+    where = f", x {row['x_px']} y {row['y_px']}" if pd.notna(row["slide_id"]) or row["x_px"] or row["y_px"] else ""
+    rank = ranked.get_loc(position) + 1
+    return GallerySample(
+        sample_id=row["sample_id"],
+        caption=f"{filesystems.name_of(row['uri'])}{where}; score {rank} of {of} from the top",
+        label="abnormal" if label else "normal",
+        finding=finding or ("abnormal" if label else "normal"),
+        image=read_sample(row, size_px=_GALLERY_PX),
+        mask=read_sample_mask(row, size_px=_GALLERY_PX) if label else None,
+        maps={name: _resize(store.read_maps(range(position, position + 1))[0], _GALLERY_PX) for name, store in opened.items() if store.map_size_px},
+    )
+
+
+def _overview(group: pd.DataFrame, opened: dict[str, ScoreStore], bar: Bar) -> SlideOverview:
+    first = group.iloc[0]
+    with open_slide(first["uri"]) as slide:
+        width_px, height_px = slide.width_px, slide.height_px
+        overview = slide.thumbnail(_OVERVIEW_PX)
+    mask = read_whole_mask(first)
+    if mask is not None:
+        size = (overview.shape[1], overview.shape[0])
+        mask = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128
+    findings = sorted(set(group["finding"].dropna()))
+    bar.advance()
+    return SlideOverview(
+        slide_id=str(first["slide_id"]),
+        subject_id=str(first["subject_id"]),
+        split=str(first["split"]),
+        label="abnormal" if (group["label"] == 1).any() else "normal",
+        finding=", ".join(findings),
+        spacing_um=None if pd.isna(first["spacing_um"]) else float(first["spacing_um"]),
+        width_px=width_px,
+        height_px=height_px,
+        overview=overview,
+        mask=mask,
+        heat={name: _heat(group, store, width_px, height_px, overview.shape[:2]) for name, store in opened.items() if store.map_size_px},
+    )
+
+
+def _heat(group: pd.DataFrame, store: ScoreStore, width_px: int, height_px: int, size: tuple[int, ...]) -> np.ndarray:
+    """The maps of a slide's tiles in the overview's coordinates, (h, w) float32, NaN where nothing was scored."""
+    heat = np.full(size, np.nan, np.float32)
+    status = store.status()[group.index]
+    maps = store.read_maps(group.index.to_numpy())
+    scale_x, scale_y = size[1] / width_px, size[0] / height_px
+    for row, one_map, state in zip(group.to_dict("records"), maps, status, strict=True):
+        if state == SCORED:
+            x0, x1 = round(row["x_px"] * scale_x), round((row["x_px"] + row["width_px"]) * scale_x)
+            y0, y1 = round(row["y_px"] * scale_y), round((row["y_px"] + row["height_px"]) * scale_y)
+            reduced = Image.fromarray(one_map.astype(np.float32)).resize((max(1, x1 - x0), max(1, y1 - y0)), Image.Resampling.BOX)
+            heat[y0 : y0 + reduced.height, x0 : x0 + reduced.width] = np.asarray(reduced)[: size[0] - y0, : size[1] - x0]
+    return heat
+
+
+def _resize(one_map: np.ndarray, size_px: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(one_map.astype(np.float32)).resize((size_px, size_px), Image.Resampling.BILINEAR))

@@ -1,0 +1,169 @@
+"""The Prefect server of one machine: SQLite under normascope's home, started when needed, its history kept. Imports no Prefect."""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+DEFAULT_PORT = 4200
+_START_TIMEOUT_S = 90  # the very first start makes the database
+_STOP_TIMEOUT_S = 15
+
+
+class ServerError(RuntimeError):
+    """The Prefect server cannot be started or reached; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server that we started."""
+
+    pid: int
+    created: float
+    port: int
+
+    @property
+    def ui_url(self) -> str:
+        """The page to open."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+def home() -> Path:
+    """Where history, results of tasks and logs are kept: NORMASCOPE_HOME, or ~/.normascope."""
+    return Path(os.environ.get("NORMASCOPE_HOME") or Path.home() / ".normascope").expanduser().absolute()
+
+
+def configure_prefect() -> None:
+    """Set what Prefect reads from the environment; to be called before Prefect is imported. What the user has set stays."""
+    defaults = {
+        "PREFECT_HOME": str(home() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # it can print a traceback at the first start, and patients' archives phone nobody
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,methods,storage",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # tracebacks and steps stand in the UI; the terminal gets bars and messages
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def ensure_server(*, port: int | None = None) -> str:
+    """Address of the Prefect UI, with PREFECT_API_URL set to its API.
+
+    Uses the server at PREFECT_API_URL where that is set, the one that an earlier command left running, or starts one.
+
+    Args:
+        port: insist on this port; otherwise 4200, or the next free one.
+
+    Raises:
+        ServerError: the port is taken, or the server does not answer.
+    """
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        if not is_healthy(given):
+            raise ServerError(f"no Prefect server answers at PREFECT_API_URL = {given}: start it, or unset the variable to use a local one")
+        return given.removesuffix("/api")
+    with _locked():
+        server = running_server()
+        if server is None or (port is not None and server.port != port):
+            if server is not None:
+                raise ServerError(f"the server already runs at {server.ui_url}: stop it first (normascope ui --stop), or leave --port out")
+            server = _start(port if port is not None else _free_port(DEFAULT_PORT))
+    os.environ["PREFECT_API_URL"] = f"{server.ui_url}/api"
+    return server.ui_url
+
+
+def running_server() -> Server | None:
+    """The server that an earlier command started, if it still runs and answers."""
+    try:
+        server = Server(**json.loads(_record().read_text()))
+        alive = psutil.Process(server.pid).create_time() == server.created
+    except (OSError, ValueError, TypeError, psutil.Error):
+        return None
+    return server if alive and is_healthy(f"{server.ui_url}/api") else None
+
+
+def stop_server() -> Server | None:
+    """Stop it, by its own process id; returns what was stopped."""
+    server = running_server()
+    if server is None:
+        return None
+    os.killpg(server.pid, signal.SIGTERM)  # it leads a process group of its own
+    _, alive = psutil.wait_procs([psutil.Process(server.pid)], timeout=_STOP_TIMEOUT_S)
+    if alive:
+        os.killpg(server.pid, signal.SIGKILL)
+    _record().unlink(missing_ok=True)
+    return server
+
+
+def _start(port: int) -> Server:
+    if not _is_free(port):
+        raise ServerError(f"port {port} is taken by another program: give another one with --port, or stop that program")
+    log_path = home() / "prefect" / "server.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PREFECT_UI_API_URL": "/api"}
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C at the command must not take the server with it
+        )
+    server = Server(pid=process.pid, created=psutil.Process(process.pid).create_time(), port=port)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not is_healthy(f"{server.ui_url}/api"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise ServerError(f"the Prefect server did not start on port {port}; its log is {log_path}")
+        time.sleep(0.1)
+    _record().write_text(json.dumps(asdict(server)))
+    return server
+
+
+def is_healthy(api_url: str) -> bool:
+    """Whether a Prefect API answers."""
+    try:
+        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(first: int) -> int:
+    return next(port for port in range(first, first + 200) if _is_free(port))
+
+
+def _record() -> Path:
+    return home() / "server.json"
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Two commands that start at the same time share one server."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,149 @@
+"""Train a detector on the development manifest, calibrate it on validation, and write its bundle with its card."""
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from methods.detectors.interface import Detector
+from methods.detectors.registry import DetectorConfig, build_detector
+from methods.evaluation.bootstrap import BootstrapConfig
+from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores
+from methods.evaluation.metrics import UndefinedMetricError
+from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold
+from methods.training.fit import FitReport, Validation, fit, score_all, training_images
+from storage import filesystems
+from storage.manifest import read_manifest
+from storage.models import Bundle, bundle_is_complete, read_bundle, write_bundle
+from tasks.caching import cached_task, code_fingerprint, digest_of
+from tasks.execution import available_cores
+from tasks.measures import measure
+from tasks.progress import show_progress
+from tasks.references import ManifestReference, ModelReference
+from tasks.samples import SampleDataset, read_sample_mask
+
+
+class TrainingConfig(BaseModel):
+    """What is the same for every detector."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = 0
+    samples_per_subject: int | None = Field(default=None, ge=1, description="most training samples of one subject, drawn by the seed; null: all")
+    selection_samples: int | None = Field(
+        default=None, ge=2, description="most validation samples, half of each class, on which epochs are compared; null: all"
+    )
+    threads: int | None = Field(default=None, ge=1, description="computing threads; one a core when not given")
+
+
+@cached_task(
+    name="train",
+    run_name="train {detector.kind}",
+    outputs_exist=lambda model: bundle_is_complete(model["uri"]),
+)
+def train_detector(
+    manifest_uri: str, manifest_digest: str, *, detector: DetectorConfig, training: TrainingConfig, bootstrap: BootstrapConfig, store: str
+) -> ModelReference:
+    """Train one detector. It is given the development manifest only: no row of the test split can be read from it."""
+    rows = read_manifest(manifest_uri, digest=manifest_digest)
+    rows = rows[rows["label"].notna()]
+    validation = rows[rows["split"] == "validation"]
+    normal = _cap_per_subject(rows[(rows["split"] == "train") & (rows["label"] == 0)], training)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        model = build_detector(detector)
+        report = _fit(model, normal, validation, training)
+    card = {
+        "trained_on": {"manifest_digest": manifest_digest, "samples": len(normal), "subjects": int(normal["subject_id"].nunique())},
+        "training": {**asdict(report), "seed": training.seed},
+        "calibration": _calibrate(model, validation, bootstrap),
+        "code": {"normascope": version("normascope"), "fingerprint": code_fingerprint(__name__)},
+        "packages": {name: version(name) for name in ("torch", "lightning", "numpy")} | {"python": platform.python_version()},
+    }
+    tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    uri = filesystems.join(store, "models", f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}")
+    digest = write_bundle(uri, Bundle(tensors=tensors, config=detector.model_dump(mode="json"), card=card))
+    return ModelReference(uri=uri, digest=digest, kind=detector.kind)
+
+
+def load_detector(model: ModelReference) -> Detector:
+    """The trained detector of a bundle, verified and ready to score.
+
+    Raises:
+        BundleError: incomplete, changed, or of another detector.
+    """
+    from pydantic import TypeAdapter
+
+    bundle = read_bundle(model["uri"], digest=model["digest"])
+    config: DetectorConfig = TypeAdapter(DetectorConfig).validate_python(bundle.config)
+    detector = build_detector(config)
+    detector.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})  # type: ignore[attr-defined]
+    return detector
+
+
+def development_of(manifest: ManifestReference) -> tuple[str, str]:
+    """URI and digest of what training may see."""
+    return manifest["development_uri"], manifest["development_digest"]
+
+
+def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, training: TrainingConfig) -> FitReport:
+    train_images = SampleDataset(normal, size_px=model.input_size_px)
+    compared = _cap_per_class(validation, training)
+    held_out = Validation(SampleDataset(compared, size_px=model.input_size_px), compared["label"].to_numpy(int)) if len(compared) else None
+    with show_progress(f"train {type(model).__name__}", training_images(model, len(train_images))) as bar:
+        threads = training.threads or available_cores()
+        return fit(model, train_images, validation=held_out, seed=training.seed, threads=threads, on_step=bar.advance)
+
+
+def _calibrate(model: Detector, validation: pd.DataFrame, bootstrap: BootstrapConfig) -> dict[str, Any]:
+    """Thresholds and metrics on the whole validation split, or why there are none."""
+    if not len(validation):
+        return {"why_none": "there is no validation split"}
+    with show_progress(f"calibrate {type(model).__name__}", len(validation)) as bar:
+        image, pixel = _count_validation(model, validation, bar.advance)
+    try:
+        thresholds = {"image": best_youden_threshold(image)} | ({"pixel": best_dice_threshold(pixel)} if pixel is not None else {})
+        metrics = measure(image, pixel, thresholds=thresholds, bootstrap=bootstrap)
+    except UndefinedMetricError as error:
+        return {"why_none": f"no threshold: on validation {error}"}
+    return {"thresholds": {level: asdict(threshold) for level, threshold in thresholds.items()}, "metrics": metrics, "split": "validation"}
+
+
+def _count_validation(model: Detector, validation: pd.DataFrame, advance: Any) -> tuple[SubjectCounts, SubjectCounts | None]:
+    from methods.evaluation.histograms import merge_counts
+
+    subjects = validation["subject_id"].to_numpy(str)
+    records = validation.to_dict("records")
+    scores, pixel_counts = [], []
+    for start in range(0, len(records), 64):
+        part = slice(start, start + 64)
+        batch = score_all(model, SampleDataset(validation.iloc[part], size_px=model.input_size_px))
+        scores.append(batch.image.numpy())
+        if batch.pixel is not None:
+            masks = [read_sample_mask(row, size_px=model.input_size_px) for row in records[part]]
+            known = [i for i, mask in enumerate(masks) if mask is not None]
+            if known:
+                maps = batch.pixel.numpy()[known].astype(np.float16)
+                pixel_counts.append(count_pixels(maps, np.stack([masks[i] for i in known]), subjects[part][known]))
+        advance(len(records[part]))
+    image = count_scores(np.concatenate(scores), validation["label"].to_numpy(int), subjects)
+    return image, merge_counts(pixel_counts) if pixel_counts else None
+
+
+def _cap_per_subject(rows: pd.DataFrame, training: TrainingConfig) -> pd.DataFrame:
+    if training.samples_per_subject is None:
+        return rows
+    shuffled = rows.sample(frac=1, random_state=training.seed)
+    return shuffled.groupby("subject_id", sort=False).head(training.samples_per_subject).sort_index()
+
+
+def _cap_per_class(rows: pd.DataFrame, training: TrainingConfig) -> pd.DataFrame:
+    if training.selection_samples is None:
+        return rows
+    shuffled = rows.sample(frac=1, random_state=training.seed)
+    return shuffled.groupby("label", sort=False).head(training.selection_samples // 2).sort_index()

@@ -1,0 +1,266 @@
+import base64
+import csv
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storage.reports import figures
+from storage.reports.page import (
+    CountRow,
+    DetectorResult,
+    GallerySample,
+    MetricRow,
+    Report,
+    SlideOverview,
+    Threshold,
+    metrics_as_csv,
+    metrics_as_json,
+    render_html,
+)
+
+HOSTILE = '</script><script>alert("x")</script>'
+
+
+class PageReader(HTMLParser):
+    """Every start tag with its attributes, and the text of every script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script":
+            self.scripts[-1] += data
+
+
+def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
+    curve = (np.array([0.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.5, 0.75, 1.0]))
+    return DetectorResult(
+        name=name,
+        kind="features",
+        metrics=[
+            MetricRow("image", "AUROC", auroc, 0.8125, 1.0),
+            MetricRow("pixel", "Dice", 0.625, note="no interval: one subject"),
+            MetricRow("pixel", "IoU", None, note="undefined: no annotated pixel"),
+        ],
+        thresholds=[Threshold("image", "95 % specificity", 2.125, "quantile of normals", "validation")],
+        roc={"image": curve, "pixel": curve},
+        pr={"image": (np.array([1.0, 0.5, 0.0]), np.array([0.25, 0.5, 1.0]))},
+        scores_normal=np.array([1.0, 1.25, 1.5], np.float32),
+        scores_abnormal=np.array([2.0, 3.5], np.float32),
+        colour_range=(1.0, 4.0),
+    )
+
+
+def make_report(**changes: object) -> Report:
+    rng = np.random.default_rng(0)
+    mask = np.zeros((48, 64), bool)
+    mask[10:20, 30:50] = True
+    image = rng.integers(0, 256, (48, 64, 3), np.uint8)
+    maps = {name: rng.uniform(1, 4, (48, 64)).astype(np.float32) for name in ("memory", "autoencoder")}
+    report = Report(
+        title="Two detectors",
+        painted=True,
+        generated_note="Strokes are painted into real tissue.",
+        run={"Seed": "7", "Configuration": "a: 1\nb: 2"},
+        counts=[CountRow("test", "abnormal", 2, 1, excluded={"blurred": 3}, failed={"truncated": 1})],
+        detectors=[make_detector("memory"), make_detector("autoencoder", auroc=0.5625)],
+        gallery=[GallerySample("s1", "x 1 y 2", "abnormal", "pen", image, mask, maps)],
+        slides=[SlideOverview("slide-1", "p1", "test", "abnormal", "pen", 0.5, 6400, 4800, image, mask, maps)],
+        n_subjects=11,
+        n_resamples=2000,
+    )
+    return dataclasses.replace(report, **changes)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render_html(make_report())
+
+
+def decode_picture(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+
+
+def test_page_asks_for_nothing_outside_itself(html):
+    page = PageReader(html)
+    sources = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href", "xlink:href")]
+    assert len(sources) > 8
+    assert [source for source in sources if not source.startswith(("data:", "#"))] == []
+    policy = next(attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert [key for _, attributes in page.tags for key in attributes if key.startswith("on")] == []
+
+
+def test_embedded_numbers_are_the_json_of_the_report(html):
+    assert json.loads(PageReader(html).scripts[0]) == json.loads(metrics_as_json(make_report()))
+
+
+def test_table_shows_values_intervals_and_the_reason_where_there_is_none(html):
+    for text in (
+        "0.938",
+        "[0.812, 1.000]",
+        "no interval: one subject",
+        "undefined: no annotated pixel",
+        "11 test subjects",
+        "2 000 resamples",
+    ):
+        assert text in html
+
+
+def test_names_are_escaped_everywhere():
+    report = make_report()
+    sample = dataclasses.replace(report.gallery[0], sample_id=HOSTILE, finding=HOSTILE, caption=HOSTILE, label=HOSTILE)
+    slide = dataclasses.replace(report.slides[0], slide_id=HOSTILE, subject_id=HOSTILE)
+    detector = dataclasses.replace(make_detector(HOSTILE), kind=HOSTILE, operating=HOSTILE)
+    named = {HOSTILE: HOSTILE}
+    hostile = make_report(
+        title=HOSTILE,
+        generated_note=HOSTILE,
+        run=named,
+        gallery=[sample],
+        slides=[slide],
+        detectors=[*report.detectors, detector],
+    )
+    scripts = PageReader(render_html(hostile)).scripts
+    assert len(scripts) == 2
+    assert json.loads(scripts[0])["slides"][0]["slide_id"] == HOSTILE
+
+
+def test_painted_anomalies_are_announced_and_real_ones_are_not(html):
+    assert "Painted anomalies." in html
+    assert "Painted anomalies." not in render_html(make_report(painted=False, generated_note=None))
+    with pytest.raises(ValueError, match="generated_note"):
+        make_report(generated_note=None)
+
+
+def test_same_report_gives_the_same_bytes(html):
+    assert render_html(make_report()) == html
+
+
+def test_ids_are_unique_in_the_page(html):
+    ids = [attributes["id"] for _, attributes in PageReader(html).tags if "id" in attributes]
+    assert sorted(set(ids)) == sorted(ids)
+
+
+def test_every_picture_has_alternative_text(html):
+    images = [attributes for tag, attributes in PageReader(html).tags if tag == "img"]
+    assert images
+    assert all(attributes["alt"] for attributes in images)
+
+
+def test_report_without_slides_masks_or_intervals_renders():
+    page = render_html(make_report(gallery=[], slides=[], counts=[], n_subjects=None))
+    assert 'id="slides"' not in page
+    assert 'id="metrics"' in page
+    assert 'id="metrics"' not in render_html(make_report(gallery=[], slides=[], detectors=[]))
+
+
+def test_slide_without_spacing_has_no_scale_bar(html):
+    assert ">0.5 mm</span>" in html  # 6400 px at 0.5 µm are 3.2 mm
+    unscaled = dataclasses.replace(make_report().slides[0], spacing_um=None)
+    assert 'class="scale-bar"' not in render_html(make_report(slides=[unscaled]))
+
+
+def test_csv_holds_metrics_thresholds_and_counts():
+    rows = list(csv.DictReader(io.StringIO(metrics_as_csv(make_report()))))
+    found = {(row["section"], row["detector"], row["name"]): row for row in rows}
+    assert float(found["metric", "autoencoder", "AUROC"]["value"]) == 0.5625
+    assert found["metric", "memory", "Dice"]["low"] == ""
+    assert float(found["threshold", "memory", "95 % specificity"]["value"]) == 2.125
+    assert found["count", "", "test abnormal failed"]["note"] == "truncated"
+
+
+def test_json_keeps_numpy_scalars_as_exact_numbers():
+    exact = 1 / 3
+    detector = dataclasses.replace(make_detector("memory"), metrics=[MetricRow("image", "AUROC", np.float64(exact), np.float32(0.25), 0.5)])
+    row = json.loads(metrics_as_json(make_report(detectors=[detector], gallery=[], slides=[])))["detectors"][0]["metrics"][0]
+    assert (row["value"], row["low"]) == (exact, 0.25)
+
+
+def test_map_colours_are_fixed_clipped_and_clear_where_not_scored():
+    values = np.array([[np.nan, 0.0, 1.0], [-5.0, 2.0, 9.0]], np.float32)
+    painted = np.array(decode_picture(figures.paint_map(values, colour_range=(0.0, 2.0), fading=False)).convert("RGBA"))
+    assert painted[0, 0, 3] == 0
+    assert (painted.reshape(-1, 4)[1:, 3] == 255).all()
+    assert (painted[0, 1] == painted[1, 0]).all()
+    assert (painted[1, 1] == painted[1, 2]).all()
+    assert tuple(painted[0, 1, :3]) == (68, 1, 84)  # viridis' ends
+    assert tuple(painted[1, 1, :3]) == (253, 231, 37)
+
+
+def test_alpha_of_a_fading_map_rises_with_the_score():
+    ramp = np.linspace(0, 1, 192, dtype=np.float32)[None, :]
+    alpha = np.array(decode_picture(figures.paint_map(ramp, colour_range=(0.0, 1.0), fading=True)).convert("RGBA"))[0, :, 3]
+    assert alpha.tolist() == list(range(64, 256))
+
+
+def test_outline_encloses_the_mask_also_at_the_edge():
+    mask = np.zeros((6, 8), bool)
+    mask[:2, :3] = True
+    corners = [tuple(map(float, point.split(","))) for point in re.findall(r"[\d.-]+,[\d.-]+", figures.outline_mask(mask))]
+    assert {x for x, _ in corners} <= set(np.arange(0, 3.1, 0.5))
+    assert (min(x for x, _ in corners), max(x for x, _ in corners)) == (0, 3)
+    assert (min(y for _, y in corners), max(y for _, y in corners)) == (0, 2)
+    assert figures.outline_mask(np.zeros((6, 8), bool)) == ""
+
+
+def test_thinned_curve_keeps_its_corners_and_drops_points_between():
+    x = np.concatenate([np.zeros(1000), np.linspace(0, 1, 1000)])
+    y = np.concatenate([np.linspace(0, 0.8, 1000), np.linspace(0.8, 1, 1000)])
+    thin_x, thin_y = figures.thin_curve((x, y))
+    assert list(zip(thin_x, thin_y, strict=True)) == [(0, 0), (0, 0.8), (1, 1)]
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_area_under_stepped_precision_is_average_precision(direction):
+    recall, precision = np.array([0.0, 0.25, 0.25, 1.0])[::direction], np.array([1.0, 0.75, 0.5, 0.25])[::direction]
+    stepped = figures.step_precision((recall, precision))
+    assert np.trapezoid(stepped[1], stepped[0]) == pytest.approx(0.25 * 0.75 + 0.75 * 0.25)
+
+
+@pytest.mark.parametrize(("width_mm", "bar_mm"), [(4.0, 1.0), (2.03, 0.5), (90.0, 20.0), (0.3, 0.05)])
+def test_scale_bar_is_a_round_length_below_a_quarter_of_the_slide(width_mm, bar_mm):
+    assert figures.choose_scale_bar(width_mm) == pytest.approx(bar_mm)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mask": np.zeros((3, 3), bool)}, r"slide 'slide-1'.*\(48, 64\).*\(3, 3\)"),
+        ({"overview": np.zeros((48, 64, 3), np.float32)}, "uint8 picture"),
+        ({"heat": {"memory": np.zeros((48, 64), np.uint8)}}, "float map"),
+        ({"overview": np.zeros((10, 900, 3), np.uint8), "mask": None}, "at most 768"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused_with_the_slides_name(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_report().slides[0], **wrong)
+
+
+def test_results_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="note"):
+        MetricRow("image", "AUROC", 0.5)
+    with pytest.raises(ValueError, match="not finite"):
+        MetricRow("image", "AUROC", float("nan"), 0.1, 0.2)
+    with pytest.raises(ValueError, match="low < high"):
+        dataclasses.replace(make_detector("memory"), colour_range=(1.0, 1.0))
+    with pytest.raises(ValueError, match="leave failed images out"):
+        dataclasses.replace(make_detector("memory"), scores_normal=np.array([np.nan]))
+    with pytest.raises(ValueError, match="no detectors of this report"):
+        make_report(detectors=[make_detector("memory")])
+    with pytest.raises(ValueError, match="different names"):
+        make_report(detectors=[make_detector("memory"), make_detector("autoencoder"), make_detector("memory")])
