@@ -1,4 +1,4 @@
-"""Anomalies painted into real pictures, with the exact mask of what was painted. For demonstrations and tests: never evidence of diagnosis."""
+"""Anomalies painted into real pictures, with the exact mask of what was painted: for demonstrations, never evidence of diagnosis."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def paint_anomalies(
     """
     painted, mask = image.copy(), np.zeros(image.shape[:2], bool)
     for finding in findings:
-        region, corner = _place(finding, tissue & ~mask, size_px, rng)
+        region, corner = _place(finding, tissue, mask, size_px, rng)
         here = np.s_[corner[0] : corner[0] + region.shape[0], corner[1] : corner[1] + region.shape[1]]
         changed = _PAINTERS[finding](painted, here, region, rng, foreign)
         np.copyto(painted[here], changed, where=region[..., None])
@@ -61,10 +61,10 @@ def paint_anomalies(
 
 
 def _place(
-    finding: Finding, free: np.ndarray, size_px: tuple[int, int], rng: np.random.Generator
+    finding: Finding, tissue: np.ndarray, taken: np.ndarray, size_px: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """A region (bool) and its upper left corner, at least nine tenths of it on free tissue and none of it off the picture."""
-    ys, xs = np.nonzero(free[::8, ::8])  # a coarse look suffices to draw a centre
+    """A region (bool) and its upper left corner: at least nine tenths on tissue, nothing on what is taken, nothing off the picture."""
+    ys, xs = np.nonzero((tissue & ~taken)[::8, ::8])  # a coarse look suffices to draw a centre
     if not len(ys):
         raise ValueError(f"no tissue is left to paint a {finding} on")
     for _ in range(_ATTEMPTS):
@@ -72,10 +72,10 @@ def _place(
         region = _band(extent, rng) if finding in ("fold", "pen") else _blob(extent, rng)
         at = rng.integers(len(ys))
         y, x = int(ys[at]) * 8 - extent // 2, int(xs[at]) * 8 - extent // 2
-        if y >= 0 and x >= 0 and y + extent <= free.shape[0] and x + extent <= free.shape[1]:
-            under = free[y : y + extent, x : x + extent]
-            if under[region].mean() > 0.9:
-                return region, (y, x)
+        here = np.s_[y : y + extent, x : x + extent]
+        inside = y >= 0 and x >= 0 and y + extent <= tissue.shape[0] and x + extent <= tissue.shape[1]
+        if inside and tissue[here][region].mean() > 0.9 and not taken[here][region].any():
+            return region, (y, x)
     raise ValueError(f"no place was found for a {finding} of {size_px[0]} to {size_px[1]} px; use smaller regions or fewer of them")
 
 
@@ -88,13 +88,14 @@ def _blob(extent: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _band(extent: int, rng: np.random.Generator) -> np.ndarray:
-    """A curved band through a square, a sixth to a quarter of it wide, (extent, extent) bool."""
+    """A curved band with round ends through a square, a sixth to a quarter of it wide, (extent, extent) bool."""
     y, x = (np.mgrid[0:extent, 0:extent] + 0.5) / extent - 0.5
     angle = rng.uniform(0, np.pi)
     along, across = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
     bend = 0.12 * np.sin(along * rng.uniform(3, 6) + rng.uniform(0, 2 * np.pi))
     width = rng.uniform(0.16, 0.25) * (1 + 0.2 * np.sin(along * 9 + rng.uniform(0, 6)))
-    return np.asarray((np.abs(across - bend) < width / 2) & (np.abs(along) < 0.46))
+    beyond = np.maximum(np.abs(along) - 0.38, 0)
+    return np.asarray(np.hypot(across - bend, beyond) < width / 2)
 
 
 def _fold(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng: np.random.Generator, _: np.ndarray) -> np.ndarray:
@@ -103,8 +104,8 @@ def _fold(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng:
     shift = int(rng.integers(region.shape[0] // 6, region.shape[0] // 3))
     other = np.roll(own[:, ::-1], shift, 0)
     depth = np.minimum(ndimage.distance_transform_edt(region) / 8, 1)[..., None]
-    doubled = own * other / 245 * (0.78 + 0.14 * depth)
-    return np.minimum(doubled, own * 0.88).astype(np.uint8)
+    doubled = own * other / 245 * (0.6 + 0.25 * depth)
+    return np.minimum(doubled, own * 0.75).astype(np.uint8)
 
 
 def _blur(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng: np.random.Generator, _: np.ndarray) -> np.ndarray:
@@ -114,10 +115,12 @@ def _blur(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng:
 
 
 def _pen(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng: np.random.Generator, _: np.ndarray) -> np.ndarray:
-    """A marker's ink lets some of the tissue through."""
-    ink = np.array([(40, 160, 70), (30, 60, 170), (25, 25, 30)][rng.integers(3)], np.float32)
-    opacity = rng.uniform(0.6, 0.8)
-    return np.asarray((opacity * ink + (1 - opacity) * image[here] * ink / 255).astype(np.uint8))
+    """A marker's ink: it absorbs, so that the tissue shows through darkly; streaks, and more of it at the rim where it dried."""
+    ink = np.array([(0.16, 0.58, 0.34), (0.16, 0.30, 0.72), (0.26, 0.25, 0.30)][rng.integers(3)])  # transmittance
+    streaks = ndimage.gaussian_filter(rng.normal(size=region.shape), (region.shape[0] / 20, region.shape[1] / 160))
+    rim = np.exp(-ndimage.distance_transform_edt(region) / 5)
+    amount = 1 + 0.12 * streaks / streaks.std() + 0.3 * rim
+    return np.asarray((image[here] * ink ** amount.clip(0.5, 2)[..., None]).astype(np.uint8))
 
 
 def _foreign(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng: np.random.Generator, foreign: np.ndarray) -> np.ndarray:
@@ -131,7 +134,7 @@ def _foreign(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, r
 def _stain(image: np.ndarray, here: tuple[slice, slice], region: np.ndarray, rng: np.random.Generator, _: np.ndarray) -> np.ndarray:
     """Another chromogen: densities of the channels scaled, and a little more of everything."""
     density = -np.log((image[here].astype(np.float32) + 1) / 256)
-    scaled = density * np.array([0.55, rng.uniform(1.8, 2.2), 0.8], np.float32) + np.array([0.02, 0.12, 0.05], np.float32)
+    scaled = density * np.array([0.55, rng.uniform(1.7, 2.1), 0.8], np.float32) + np.array([0.02, 0.07, 0.04], np.float32)
     return np.asarray((256 * np.exp(-scaled) - 1).clip(0, 255).astype(np.uint8))
 
 

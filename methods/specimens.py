@@ -1,6 +1,6 @@
 """Slides for the demo: real stained tissue, grown to the size of a slide by image quilting, on glass.
 
-Every pixel of tissue is a pixel of the source, turned, mirrored and slightly restained; what is generated is where it lies, its outline and the glass.
+Every pixel of tissue is a pixel of the source, slightly restained; what is generated is where it lies, the outline and the glass.
 """
 
 from itertools import pairwise
@@ -14,6 +14,7 @@ _SHORTEST_SOURCE_PX = 64
 _SMALLEST_SPECIMEN_PX = 256
 _PATCH, _OVERLAP, _STEP = 32, 11, 21  # of a quilt, in its units
 _LARGEST_UNIT_PX = 6  # patches of 192 px, about a gland: smaller ones cut every structure, larger ones repeat
+_FREEDOM = 46  # a unit is this part of the shorter side of the source: a patch that fills it would come back at every place
 _POOL = 512  # patches that one texture is made of
 _CANDIDATES = 80  # of the pool, tried at each place
 _TARGET_SIGMA = 8.0  # units: the width of a gland
@@ -63,7 +64,9 @@ def assemble_specimen(source: np.ndarray, *, size_px: int, rng: np.random.Genera
         SpecimenError: the source or the size is not as above.
     """
     if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or min(source.shape[:2]) < _SHORTEST_SOURCE_PX:
-        raise SpecimenError(f"expected a source (h, w, 3) uint8 of {_SHORTEST_SOURCE_PX} px and more a side, got {source.shape} {source.dtype}")
+        raise SpecimenError(
+            f"expected a source (h, w, 3) uint8 of {_SHORTEST_SOURCE_PX} px and more a side, got {source.shape} {source.dtype}"
+        )
     if size_px < _SMALLEST_SPECIMEN_PX:
         raise SpecimenError(f"expected size_px of {_SMALLEST_SPECIMEN_PX} and more, got {size_px}")
     opacity = _draw_outline(size_px, rng)  # (size_px, size_px)
@@ -76,14 +79,14 @@ def assemble_specimen(source: np.ndarray, *, size_px: int, rng: np.random.Genera
 
 
 def grow_texture(source: np.ndarray, *, height_px: int, width_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Quilt patches of `source` (h, w, 3) uint8 into a texture (height_px, width_px, 3) uint8; nothing is blended, each pixel is one of the source.
+    """Quilt patches of `source` (h, w, 3) into a texture (height_px, width_px, 3), uint8, without blending: each pixel is the source's.
 
-    Overlapping patches are joined along the cut with the least error, and follow a target brightness (Efros and Freeman, Image quilting, SIGGRAPH
-    2001, sections 2 and 3); the target is noise with the brightnesses of the source, so that dark glands and pale stroma keep their shares.
-    Deviations: a patch is the best of random candidates, turned and mirrored ones among them, and whole rows are joined to each other, so that
-    all cuts are searched at once.
+    Overlapping patches are joined along the cut with the least error and follow a target brightness (Efros and Freeman, Image quilting,
+    SIGGRAPH 2001, sections 2 and 3); the target is noise with the brightnesses of the source, so that dark glands and pale stroma keep
+    their shares. Deviations: a patch is the best of random candidates, turned and mirrored ones among them, and whole rows are joined to
+    each other, so that all cuts are searched at once.
     """
-    unit_px = min(_LARGEST_UNIT_PX, min(source.shape[:2]) // _PATCH)
+    unit_px = min(_LARGEST_UNIT_PX, max(min(source.shape[:2]) // _FREEDOM, 1))
     step_px = _STEP * unit_px
     rows, columns = -(-height_px // step_px), -(-width_px // step_px) + 2  # one for the shifts, one whose left part is not used
     quilt = _Quilt(unit_px, rows, columns, unit_px * rng.integers(0, _STEP, rows))
@@ -133,7 +136,9 @@ def _cut_pool(source: np.ndarray, quilt: _Quilt, rng: np.random.Generator) -> _P
 
 def _choose_patches(pool: _Pool, quilt: _Quilt, rng: np.random.Generator) -> np.ndarray:
     """(rows, columns) int: for each place the candidate that differs least from what lies to its left and above it, and from the target."""
-    small = pool.patches[:, quilt.unit_px // 2 :: quilt.unit_px, quilt.unit_px // 2 :: quilt.unit_px].astype(np.float32)  # (pool, 32, 32, 3)
+    small = pool.patches[:, quilt.unit_px // 2 :: quilt.unit_px, quilt.unit_px // 2 :: quilt.unit_px].astype(
+        np.float32
+    )  # (pool, 32, 32, 3)
     brightness = _mean_blocks(small.mean(axis=3))  # (pool, 4, 4)
     target = _draw_target(brightness, quilt, rng)
     laid = np.zeros((_STEP * quilt.rows + _OVERLAP, _STEP * quilt.columns + _PATCH, 3), np.float32)
@@ -177,7 +182,7 @@ def _mean_blocks(values: np.ndarray) -> np.ndarray:
 
 
 def _join_patches(pool: np.ndarray, chosen: np.ndarray, quilt: _Quilt, *, width_px: int) -> np.ndarray:
-    """Patches (pool, patch_px, patch_px, 3), chosen (rows, columns), joined from left to right into strips (rows, patch_px, width_px, 3)."""
+    """Patches (pool, patch_px, patch_px, 3), chosen (rows, columns), joined to strips (rows, patch_px, width_px, 3)."""
     overlap_px, step_px, patch_px = (units * quilt.unit_px for units in (_OVERLAP, _STEP, _PATCH))
     joints = _join_overlaps([(pool[row[:-1], :, step_px:], pool[row[1:], :, :overlap_px]) for row in chosen])
     strips = np.empty((quilt.rows, patch_px, width_px, 3), np.uint8)
@@ -199,7 +204,7 @@ def _join_strips(strips: np.ndarray, quilt: _Quilt) -> np.ndarray:
 
 
 def _join_overlaps(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Of each pair of overlaps (m, length, breadth, 3) the first before the cut and the second from the cut on; all cuts are found together."""
+    """Of each pair of overlaps (m, length, breadth, 3) the first up to the cut, then the second; all cuts are found together."""
     if not pairs:
         return []
     error = np.concatenate([_squared_difference(*pair) for pair in pairs]).transpose(1, 0, 2)  # (length, pairs · m, breadth)

@@ -4,10 +4,12 @@ A function and its arguments travel as they are, so they are importable and smal
 """
 
 import atexit
+import ctypes
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _CONNECT_TIMEOUT_S = 15
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _executors: dict["ExecutionConfig", "Executor"] = {}
 _executors_lock = threading.Lock()
 
@@ -150,9 +153,23 @@ def executor_for(config: ExecutionConfig) -> Executor:
         return _executors[config]
 
 
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library keep the large blocks that are freed, up to a gibibyte, for the next batch.
+
+    By default (and more so below Dask's nannies) it gives every activation back to the kernel and has its pages zeroed again for the
+    next one: half of the time of scoring on a CPU went there (61 against 32 ms a tile). Nothing happens where there is no glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
 def _call(function: Callable[..., R], threads: int, *arguments: Any) -> R:
     import torch
 
+    keep_freed_memory()
     # inside the call, because a thread of a Dask worker does not see what was set in another
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

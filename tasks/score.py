@@ -18,10 +18,10 @@ from storage.scores import FAILED, SCORED, Failure, ScoreStore, create_store, li
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.curate import check_failures
 from tasks.execution import ExecutionConfig, executor_for
+from tasks.models import detector_config, load_detector
 from tasks.progress import Bar
 from tasks.references import ManifestReference, ModelReference, StoreReference
 from tasks.samples import READ_ERRORS, read_sample, to_tensor
-from tasks.train import load_detector
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ def prepare_store(manifest: ManifestReference, model: ModelReference, *, scoring
     code = code_fingerprint(__name__)
     identity = digest_of(manifest["digest"], model["digest"], scoring, threads, code)
     uri = filesystems.join(store, "scores", f"{model['kind']}-{identity[:16]}.zarr")
-    detector = load_detector(model)
+    detector = detector_config(model)
     create_store(
         uri,
         rows=manifest["rows"],
-        map_size_px=detector.input_size_px if _has_map(detector) else None,
+        map_size_px=detector.map_size_px,
         shard_rows=scoring.shard_rows,
         attributes={
             "manifest_digest": manifest["digest"],
@@ -224,8 +224,3 @@ def _manifest(uri: str, digest: str) -> pd.DataFrame:
 def _detector(uri: str, digest: str, kind: str) -> Detector:
     return load_detector(ModelReference(uri=uri, digest=digest, kind=kind))
 
-
-def _has_map(detector: Detector) -> bool:
-    size = detector.input_size_px
-    with torch.inference_mode():
-        return detector.score(torch.zeros(1, 3, size, size)).pixel is not None

@@ -3,7 +3,7 @@
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,19 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from methods.detectors.interface import Detector
 from methods.detectors.registry import DetectorConfig, build_detector
 from methods.evaluation.bootstrap import BootstrapConfig
-from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores
+from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
 from methods.evaluation.metrics import UndefinedMetricError
 from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold
-from methods.training.fit import FitReport, Validation, fit, score_all, training_images
 from storage import filesystems
 from storage.manifest import read_manifest
-from storage.models import Bundle, bundle_is_complete, read_bundle, write_bundle
+from storage.models import Bundle, bundle_is_complete, write_bundle
 from tasks.caching import cached_task, code_fingerprint, digest_of
-from tasks.execution import available_cores
+from tasks.execution import available_cores, keep_freed_memory
 from tasks.measures import measure
 from tasks.progress import show_progress
-from tasks.references import ManifestReference, ModelReference
+from tasks.references import ModelReference
 from tasks.samples import SampleDataset, read_sample_mask
+
+if TYPE_CHECKING:
+    from methods.training.fit import FitReport
 
 
 class TrainingConfig(BaseModel):
@@ -50,6 +52,7 @@ def train_detector(
     manifest_uri: str, manifest_digest: str, *, detector: DetectorConfig, training: TrainingConfig, bootstrap: BootstrapConfig, store: str
 ) -> ModelReference:
     """Train one detector. It is given the development manifest only: no row of the test split can be read from it."""
+    keep_freed_memory()
     rows = read_manifest(manifest_uri, digest=manifest_digest)
     rows = rows[rows["label"].notna()]
     validation = rows[rows["split"] == "validation"]
@@ -71,27 +74,9 @@ def train_detector(
     return ModelReference(uri=uri, digest=digest, kind=detector.kind)
 
 
-def load_detector(model: ModelReference) -> Detector:
-    """The trained detector of a bundle, verified and ready to score.
+def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, training: TrainingConfig) -> "FitReport":
+    from methods.training.fit import Validation, fit, training_images  # here, because Lightning takes seconds to import
 
-    Raises:
-        BundleError: incomplete, changed, or of another detector.
-    """
-    from pydantic import TypeAdapter
-
-    bundle = read_bundle(model["uri"], digest=model["digest"])
-    config: DetectorConfig = TypeAdapter(DetectorConfig).validate_python(bundle.config)
-    detector = build_detector(config)
-    detector.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})  # type: ignore[attr-defined]
-    return detector
-
-
-def development_of(manifest: ManifestReference) -> tuple[str, str]:
-    """URI and digest of what training may see."""
-    return manifest["development_uri"], manifest["development_digest"]
-
-
-def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, training: TrainingConfig) -> FitReport:
     train_images = SampleDataset(normal, size_px=model.input_size_px)
     compared = _cap_per_class(validation, training)
     held_out = Validation(SampleDataset(compared, size_px=model.input_size_px), compared["label"].to_numpy(int)) if len(compared) else None
@@ -115,7 +100,7 @@ def _calibrate(model: Detector, validation: pd.DataFrame, bootstrap: BootstrapCo
 
 
 def _count_validation(model: Detector, validation: pd.DataFrame, advance: Any) -> tuple[SubjectCounts, SubjectCounts | None]:
-    from methods.evaluation.histograms import merge_counts
+    from methods.training.fit import score_all
 
     subjects = validation["subject_id"].to_numpy(str)
     records = validation.to_dict("records")

@@ -40,21 +40,24 @@ def split_subjects(subject_ids: np.ndarray, abnormal: np.ndarray, *, config: Spl
         (N,) of "train", "validation", "test".
 
     Raises:
-        SplitError: no normal subject to train on, or fewer subjects than splits.
+        SplitError: no normal subject to train on, abnormal ones and neither validation nor test, or fewer subjects than splits.
     """
     subject_ids = np.asarray(subject_ids, str)
     with_anomaly = np.unique(subject_ids[np.asarray(abnormal, bool)])
     normal = np.setdiff1d(subject_ids, with_anomaly)
     if config.train > 0 and not len(normal):
         raise SplitError(f"no subject without anomaly to train on: all {len(with_anomaly)} subjects have an abnormal sample")
+    if len(with_anomaly) and not config.validation + config.test:
+        raise SplitError(f"{len(with_anomaly)} subject(s) have an abnormal sample and cannot train; give validation or test a share")
     asked = sum(share > 0 for share in (config.train, config.validation, config.test))
     if len(normal) + len(with_anomaly) < asked:
         raise SplitError(f"{len(normal) + len(with_anomaly)} subject(s) cannot be divided into {asked} splits; each needs one of its own")
     rng = np.random.default_rng(config.seed)
-    shares = {"train": config.train, "validation": config.validation, "test": config.test}
-    # normal subjects go where abnormal ones cannot first: training, then the splits that have nobody yet
-    chosen = dict(zip(rng.permutation(with_anomaly), _deal(len(with_anomaly), shares | {"train": 0.0}), strict=True))
-    chosen |= dict(zip(rng.permutation(normal), _deal(len(normal), shares), strict=True))
+    # by need, for when there are too few: training takes normal subjects alone; a lone abnormal one tests, the second normal one validates
+    shares_of_abnormal = {"test": config.test, "validation": config.validation}
+    shares_of_normal = {"train": config.train, "validation": config.validation, "test": config.test}
+    chosen = dict(zip(rng.permutation(with_anomaly), _deal(len(with_anomaly), shares_of_abnormal), strict=True))
+    chosen |= dict(zip(rng.permutation(normal), _deal(len(normal), shares_of_normal), strict=True))
     return np.array([chosen[subject] for subject in subject_ids])
 
 
@@ -66,15 +69,15 @@ def leaking_subjects(subject_ids: np.ndarray, splits: np.ndarray) -> list[str]:
 
 
 def _deal(count: int, shares: dict[str, float]) -> list[str]:
-    """Names of splits for `count` subjects by largest remainder, each asked-for split getting one while there are enough."""
+    """Names of splits for `count` subjects by largest remainder, at least one each; of fewer subjects than splits the first get one."""
     total = sum(shares.values())
-    if not count or not total:
-        return []
     wanted = {name: share / total * count for name, share in shares.items() if share > 0}
+    if count <= len(wanted):
+        return list(wanted)[:count]
     dealt = {name: int(share) for name, share in wanted.items()}
     for name in sorted(wanted, key=lambda name: dealt[name] - wanted[name])[: count - sum(dealt.values())]:
         dealt[name] += 1
-    while count >= len(dealt) and min(dealt.values()) == 0:
+    while min(dealt.values()) == 0:
         dealt[max(dealt, key=lambda name: dealt[name])] -= 1
         dealt[next(name for name in dealt if dealt[name] == 0)] += 1
     return [name for name, number in dealt.items() for _ in range(number)]

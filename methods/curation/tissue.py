@@ -17,7 +17,9 @@ class TissueConfig(BaseModel):
 
     smallest_object_um2: float = Field(default=20_000, ge=0, description="smaller pieces are debris")
     largest_hole_um2: float = Field(default=20_000, ge=0, description="smaller holes are lumens and belong to the tissue")
-    least_contrast_od: float = Field(default=0.08, ge=0, description="optical density by which tissue and glass must differ to be two classes")
+    least_contrast_od: float = Field(
+        default=0.08, ge=0, description="optical density by which tissue and glass must differ to be two classes"
+    )
     most_glass_od: float = Field(default=0.1, ge=0, description="mean optical density above which the clearest class is no glass")
 
 

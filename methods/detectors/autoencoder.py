@@ -29,6 +29,11 @@ class AutoencoderConfig(BaseModel):
     training_batch_size: int = Field(default=8, ge=1)
     batch_size: int = Field(default=16, ge=1, description="images scored at once")
 
+    @property
+    def map_size_px(self) -> int | None:
+        """Height and width of its anomaly maps; None for a detector without maps."""
+        return self.input_size_px
+
 
 class Autoencoder(nn.Module):
     """Reconstructs what it has learnt; what it cannot reconstruct is anomalous."""

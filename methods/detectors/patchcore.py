@@ -35,6 +35,11 @@ class PatchCoreConfig(BaseModel):
     image_share: float = Field(default=0.01, gt=0, le=1, description="share of places, the most anomalous, whose mean is the image score")
     batch_size: int = Field(default=4, ge=1, description="images scored at once; four stay in a CPU's cache")
 
+    @property
+    def map_size_px(self) -> int | None:
+        """Height and width of its anomaly maps; None for a detector without maps."""
+        return self.input_size_px
+
 
 class PatchCore(nn.Module):
     """Nearest-neighbour distance to a memory of normal features."""
