@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 UV := uv==0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check ci bench lock clean
+.PHONY: demo test test-slow check bench lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/normascope demo
 
 test: check
 	$(BIN)/pytest
+
+# real servers, killed processes, the quick demo, the report in a browser
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m 'slow or browser'
+
+bench: $(INSTALLED)
+	$(BIN)/pytest -s -m benchmark tests/benchmarks/bench_*.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

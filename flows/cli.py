@@ -34,7 +34,9 @@ Port = Annotated[int | None, typer.Option(help="port of the Prefect server to st
 def demo(
     store: Annotated[str, typer.Option(help="where everything is kept")] = "normascope-demo",
     quick: Annotated[bool, typer.Option("--quick", help="smaller slides and less training: under a minute, for CI")] = False,
-    execution: Annotated[str, typer.Option(help="`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler")] = "local",
+    execution: Annotated[
+        str, typer.Option(help="`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler")
+    ] = "local",
     port: Port = None,
 ) -> None:
     """Build slides of real tissue with painted anomalies and run the whole pipeline on them.
@@ -47,7 +49,11 @@ def demo(
         from flows.demo import demo_config
         from tasks.execution import ExecutionConfig
 
-        where = ExecutionConfig(kind="address", address=execution) if "://" in execution else ExecutionConfig.model_validate({"kind": execution})
+        where = (
+            ExecutionConfig(kind="address", address=execution)
+            if "://" in execution
+            else ExecutionConfig.model_validate({"kind": execution})
+        )
         config, plans = demo_config(store=store + ("-quick" if quick and store == "normascope-demo" else ""), quick=quick, execution=where)
         _announce(flow(config, plans), ui_url, painted=True)
 
@@ -60,7 +66,7 @@ def run(config: ConfigPath, port: Port = None) -> None:
         from flows.run import run as flow
 
         loaded = load_config(config)
-        _announce(flow(loaded), ui_url, painted=loaded.notice is not None)
+        _announce(flow(loaded), ui_url, painted=loaded.shown_notice is not None)
 
 
 @app.command()
@@ -97,7 +103,7 @@ def evaluate(config: ConfigPath, port: Port = None) -> None:
         from flows.evaluate import evaluate as flow
 
         loaded, manifest, models, stores = _until_score(config)
-        _announce(flow(loaded, manifest, models, stores), ui_url, painted=loaded.notice is not None)
+        _announce(flow(loaded, manifest, models, stores), ui_url, painted=loaded.shown_notice is not None)
 
 
 @app.command()
@@ -170,9 +176,7 @@ def _command(port: int | None) -> Iterator[str]:
             yield address
         from tasks.caching import steps
 
-        seconds = time.monotonic() - started
-        done = f"{steps.executed} done, {steps.asked - steps.executed} cached" if steps.executed else "all cached, nothing was done"
-        typer.echo(f"{steps.asked} steps: {done} ({seconds:.1f} s)", err=True)
+        typer.echo(f"{steps.summarise()} ({time.monotonic() - started:.1f} s)", err=True)
 
 
 def _show_warnings() -> None:
@@ -203,7 +207,9 @@ def _errors() -> Iterator[None]:
 def _announce(report: Any, ui_url: str, *, painted: bool) -> None:
     from storage import filesystems
 
-    typer.echo(f"report:     {filesystems.local_path(report['html_uri']) or report['html_uri']}" + (" (painted anomalies)" if painted else ""))
+    typer.echo(
+        f"report:     {filesystems.local_path(report['html_uri']) or report['html_uri']}" + (" (painted anomalies)" if painted else "")
+    )
     typer.echo(f"Prefect UI: {ui_url}")
 
 

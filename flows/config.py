@@ -16,7 +16,7 @@ from storage.datasets.folder import FolderSource
 from tasks.curate import TilingConfig
 from tasks.evaluate import EvaluationConfig
 from tasks.execution import ExecutionConfig
-from tasks.paint import PaintConfig
+from tasks.paint import PAINTED_NOTICE, PaintConfig
 from tasks.score import ScoringConfig
 from tasks.train import TrainingConfig
 
@@ -43,6 +43,12 @@ class RunConfig(BaseModel):
     execution: ExecutionConfig = ExecutionConfig()
     failed_share_max: float = Field(default=0.05, ge=0, le=1, description="share of pictures or samples that may fail before the run stops")
     notice: str | None = Field(default=None, description="what a reader of the report must know about the data")
+
+    @property
+    def shown_notice(self) -> str | None:
+        """The notice, and that anomalies are painted where they are."""
+        painted = PAINTED_NOTICE if self.paint is not None else None
+        return " ".join(text for text in (self.notice, painted) if text) or None
 
     @field_validator("store")
     @classmethod

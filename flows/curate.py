@@ -12,7 +12,7 @@ from tasks.progress import show_progress
 from tasks.references import ManifestReference
 
 
-@flow(name="curate", flow_run_name="curate {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))
+@flow(name="curate", flow_run_name="curate {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))  # type: ignore[arg-type]
 def curate(config: RunConfig) -> ManifestReference:
     """Fingerprint every file, tabulate each picture or slide, split by subject, write the manifest."""
     items = survey(config.source, store=config.store)
@@ -24,7 +24,9 @@ def curate(config: RunConfig) -> ManifestReference:
             bar.advance()
     tables = [future.result() for future in futures]
     create_table_artifact(
-        key="curation", table=[{name: table[name] for name in ("name", "rows", "excluded", "note")} for table in tables], description="Rows by picture"
+        key="curation",
+        table=[{name: table[name] for name in ("name", "rows", "excluded", "note")} for table in tables],
+        description="Rows by picture",
     )
     manifest: ManifestReference = assemble_manifest(
         tables, split=config.split, failed_share_max=config.failed_share_max, store=config.store

@@ -17,7 +17,7 @@ from tasks.references import ReportReference
 from tasks.train import TrainingConfig
 
 
-@flow(name="demo (painted anomalies)", flow_run_name="{config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))
+@flow(name="demo (painted anomalies)", flow_run_name="{config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))  # type: ignore[arg-type]
 def demo(config: RunConfig, plans: list[SlidePlan]) -> ReportReference:
     """Build what is missing of the slides and run the pipeline."""
     folder = filesystems.join(config.store, "slides")
@@ -35,7 +35,7 @@ def demo_config(*, store: str, quick: bool, execution: ExecutionConfig) -> tuple
         name="demo quick - painted anomalies" if quick else "demo - painted anomalies",
         store=filesystems.absolute(store),
         source=FolderSource(path=filesystems.join(filesystems.absolute(store), "slides", "slides.csv")),
-        detectors=(PatchCoreConfig(memory_size=1024 if quick else 2048), AutoencoderConfig(epochs=3 if quick else 10)),
+        detectors=(PatchCoreConfig(memory_size=1024 if quick else 2048), AutoencoderConfig(epochs=3 if quick else 6)),
         training=TrainingConfig(samples_per_subject=16 if quick else 50, selection_samples=32 if quick else 100),
         execution=execution,
         notice=NOTICE,

@@ -31,11 +31,13 @@ def evaluate(config: RunConfig, manifest: ManifestReference, models: list[ModelR
         manifest,
         stores,
         evaluations,
-        notice=config.notice,
+        notice=config.shown_notice,
         configuration=config.model_dump(mode="json"),
         bootstrap_replicates=config.evaluation.bootstrap.replicates,
         store=config.store,
     )
-    create_markdown_artifact(key="summary", markdown=summarise(evaluations, notice=config.notice), description=f"{config.name}: test split")
+    create_markdown_artifact(
+        key="summary", markdown=summarise(evaluations, notice=config.shown_notice), description=f"{config.name}: test split"
+    )
     create_link_artifact(key="report", link=str(filesystems.as_link(report["html_uri"])), link_text="HTML report")
     return report

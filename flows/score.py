@@ -10,7 +10,7 @@ from tasks.references import ManifestReference, ModelReference, StoreReference
 from tasks.score import conclude_scoring, prepare_store, score_shards, shard_groups
 
 
-@flow(name="score", flow_run_name="score {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=4))
+@flow(name="score", flow_run_name="score {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=4))  # type: ignore[arg-type]
 def score(config: RunConfig, manifest: ManifestReference, models: list[ModelReference]) -> list[StoreReference]:
     """Score every sample with every model; shards that are there are not scored again."""
     stores = []

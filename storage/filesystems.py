@@ -137,7 +137,7 @@ class FingerprintBook:
         self._changed = False
         if exists(uri):
             table = read_table(uri)
-            self._known = {row.uri: (int(row.size_bytes), row.stamp, row.sha256) for row in table.itertuples(index=False)}
+            self._known = {str(uri): (int(size), str(stamp), str(digest)) for uri, size, stamp, digest in table.to_numpy().tolist()}
 
     def fingerprint(self, uri: str) -> str:
         """SHA-256 of the content; raises FileNotFoundError where there is nothing."""

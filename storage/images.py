@@ -60,6 +60,8 @@ def read_mask(file: PictureFile) -> NDArray[np.bool_]:
     """
     with _opened(file) as image:
         upright = ImageOps.exif_transpose(image)
+        if upright.mode == "1":
+            return np.array(upright)  # two values by its format: nothing to look for, which on a slide's mask takes a third of a second
         single_channel = upright.mode in ("1", "L", "F") or upright.mode.startswith("I")
         values = np.asarray(upright if single_channel else upright.convert("L"))
     distinct = np.unique(values)

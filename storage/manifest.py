@@ -1,6 +1,7 @@
 """The manifest: a Parquet table in which one row is one sample, and the row's number its index in every score array."""
 
 import hashlib
+from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
@@ -15,7 +16,7 @@ class ManifestError(ValueError):
     """A table that is no manifest; the message names row and column."""
 
 
-def _text(**options: object) -> pa.Column:
+def _text(**options: Any) -> pa.Column:
     return pa.Column("string", coerce=True, **options)
 
 
@@ -72,7 +73,9 @@ def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
         return _SCHEMA.validate(complete[list(COLUMNS)], lazy=True)
     except pa.errors.SchemaErrors as error:
         cases = error.failure_cases.drop_duplicates(["column", "check"])
-        lines = [f"row {_row(case.index)}, column {case.column!r}: {case.failure_case!r} breaks {case.check}" for case in cases.itertuples()]
+        lines = [
+            f"row {_row(case.index)}, column {case.column!r}: {case.failure_case!r} breaks {case.check}" for case in cases.itertuples()
+        ]
         raise ManifestError("not a valid manifest: " + "; ".join(lines)) from None
 
 
@@ -94,5 +97,5 @@ def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:
     return validate_manifest(filesystems.read_table(uri))
 
 
-def _row(index: object) -> str:
+def _row(index: Any) -> str:
     return "(all)" if pd.isna(index) else str(index)

@@ -109,9 +109,10 @@ class ScoreStore:
         """(n, H, W) float16 maps of rows, in their order."""
         if self._anomaly_map is None:
             raise ScoreStoreError(f"{self.uri} holds no anomaly maps: its detector scores whole images only")
-        if isinstance(rows, range) and rows.step == 1:
-            return np.asarray(self._anomaly_map[rows.start : rows.stop])
-        return np.asarray(self._anomaly_map.oindex[np.asarray(rows)])
+        wanted = np.asarray(rows)
+        if len(wanted) and (np.diff(wanted) == 1).all():  # a slice is read several times faster
+            return np.asarray(self._anomaly_map[int(wanted[0]) : int(wanted[-1]) + 1])
+        return np.asarray(self._anomaly_map.oindex[wanted])
 
     def failures(self) -> pd.DataFrame:
         """Columns row, sample_id, reason of all failed samples, in row order."""
@@ -133,7 +134,9 @@ class ScoreStore:
         return {int(uri[len(folder) :].strip("/").split("/")[0]) for uri in filesystems.list_files(folder)}
 
 
-def create_store(uri: str, *, rows: int, map_size_px: int | None, shard_rows: int, attributes: dict[str, Any], notes: dict[str, Any] | None = None) -> ScoreStore:
+def create_store(
+    uri: str, *, rows: int, map_size_px: int | None, shard_rows: int, attributes: dict[str, Any], notes: dict[str, Any] | None = None
+) -> ScoreStore:
     """Make an empty store with every row pending, or open the one that is there when it belongs to the same run.
 
     Args:

@@ -4,12 +4,12 @@ Prefect's own policies do not say this: INPUTS alone collides between tasks, TAS
 calls, and no policy asks whether the files that a result refers to still exist.
 """
 
-import ast
 import errno
 import hashlib
-import importlib.util
 import json
+import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
@@ -22,24 +22,35 @@ from prefect.results import get_result_store
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
+_ROOT = Path(__file__).parents[1]
 _ROOMS = ("flows", "tasks", "methods", "storage")
+# by pattern and not by ast: compiling on several threads at once fails in CPython 3.11 ("recursion depth mismatch")
+_FROM = re.compile(r"^\s*from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n]*)", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*import\s+([\w.]+)", re.MULTILINE)
+_NAME = re.compile(r"\w+")
 # what waiting mends; everything else (a missing file, a full disk, a wrong value) fails at once
 _PERMANENT_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class StepCounter:
-    """How many steps this process asked for, and how many of them were done rather than taken from the cache."""
+    """Which steps this process asked for, and which of them were done rather than taken from the cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.asked = 0
-        self.executed = 0
+        self.asked: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
 
-    def count(self, *, executed: bool) -> None:
+    def count(self, name: str, *, done: bool) -> None:
         """One more asked for, or one more done."""
         with self._lock:
-            self.executed += executed
-            self.asked += not executed
+            (self.done if done else self.asked)[name] += 1
+
+    def summarise(self) -> str:
+        """In one line."""
+        if not self.done:
+            return f"{self.asked.total()} steps: all cached, nothing was done"
+        names = ", ".join(f"{name} {count}" for name, count in self.done.items())
+        return f"{self.asked.total()} steps: {self.done.total()} done ({names}), {max(0, self.asked.total() - self.done.total())} cached"
 
 
 steps = StepCounter()
@@ -52,7 +63,7 @@ def digest_of(*values: Any) -> str:
 
 def cached_task(
     *, name: str, run_name: str, outputs_exist: Callable[[Any], bool], ignore: tuple[str, ...] = (), retries: int = 3
-) -> Callable[[Callable[..., Any]], Task[..., Any]]:
+) -> Callable[[Callable[..., Any]], Any]:
     """A Prefect task whose result is kept as JSON and taken again while content, configuration and code are the same.
 
     The key is the digest of all arguments (references carry the digests of the content they point at), of the source of the task's
@@ -69,11 +80,11 @@ def cached_task(
     def decorate(function: Callable[..., Any]) -> Task[..., Any]:
         @wraps(function)
         def counted(*arguments: Any, **options: Any) -> Any:
-            steps.count(executed=True)
+            steps.count(name, done=True)
             return function(*arguments, **options)
 
         def key(context: TaskRunContext, arguments: dict[str, Any]) -> str:
-            steps.count(executed=False)
+            steps.count(name, done=False)
             content = {argument: value for argument, value in arguments.items() if argument not in ignore}
             return _first_usable(f"{name}-{digest_of(content, code_fingerprint(function.__module__))[:40]}", outputs_exist)
 
@@ -127,24 +138,20 @@ def _imported_modules(module: str) -> set[str]:
         if source is None:
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for module_name, names in _FROM.findall(source):
+            waiting += [module_name, *(f"{module_name}.{imported}" for imported in _NAME.findall(names))]
+        waiting += _IMPORT.findall(source)
     return found
 
 
 @cache
 def _source_of(module: str) -> str | None:
     """The text of a project module; None for anything else, and for names that are no module."""
-    if module.split(".")[0] not in _ROOMS:
-        return None
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        return None
-    return Path(spec.origin).read_text() if spec is not None and spec.origin else None
+    path = _ROOT.joinpath(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if module.split(".")[0] in _ROOMS and file.is_file():
+            return file.read_text()
+    return None
 
 
 def _as_json(value: Any) -> Any:

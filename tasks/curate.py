@@ -161,7 +161,7 @@ def _tabulate_slide(item: ItemReference, tiling: TilingConfig) -> tuple[list[dic
     scale = np.array([thumbnail.shape[1] / width_px, thumbnail.shape[0] / height_px])
     tissue = tissue_share(tissue_mask, np.hstack([corners * scale, (corners + tiling.size_px) * scale]))
     kept = tissue >= tiling.tissue_share
-    named = ItemReference(**{**item, "spacing_um": spacing_um, "slide_id": item["slide_id"] or filesystems.name_of(item["uri"])})  # type: ignore[typeddict-item]
+    named = ItemReference(**{**item, "spacing_um": spacing_um, "slide_id": item["slide_id"] or filesystems.name_of(item["uri"])})
     rows = _tile_rows(named, corners[kept], tiling, mask=_read_mask(item, width_px, height_px), tissue=tissue[kept])
     if not rows:
         return rows, f"no tile: of {len(corners)} none has {tiling.tissue_share:.0%} tissue"
@@ -191,7 +191,9 @@ def _label(item: ItemReference, abnormal_share: float | None, tiling: TilingConf
     return 0 if abnormal_share == 0 else 1 if abnormal_share >= tiling.abnormal_share else None
 
 
-def _row(item: ItemReference, x: int, y: int, width: int, height: int, *, label: int | None = None, excluded: str | None = None) -> dict[str, Any]:
+def _row(
+    item: ItemReference, x: int, y: int, width: int, height: int, *, label: int | None = None, excluded: str | None = None
+) -> dict[str, Any]:
     sha256 = item["sha256"] or f"unreadable:{item['uri']}"
     return {
         "sample_id": sample_id(sha256, level=0, x_px=x, y_px=y, width_px=width, height_px=height),

@@ -1,13 +1,13 @@
 """The demo's data set: slides of real stained tissue in an invented arrangement, with painted anomalies whose mask is known."""
 
 import io
-from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from skimage import data
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from methods.curation.tissue import TissueConfig, find_tissue
 from methods.painting import FINDINGS, Finding, paint_anomalies
@@ -20,9 +20,10 @@ from tasks.execution import ExecutionConfig, executor_for
 
 SPACING_UM = 0.5  # by declaration: the source picture does not say its own
 NOTICE = (
-    "The anomalies in these slides are PAINTED, and the slides are assembled: their tissue is real (one immunohistochemistry picture, 512 × 512, "
-    "that scikit-image ships), its arrangement, outline and glass are generated, and 0.5 µm per pixel is declared. Training, validation and test "
-    "slides show disjoint parts of that picture. The figures say that the machine works; they say nothing about diagnosis."
+    "The anomalies in these slides are PAINTED, and the slides are assembled: their tissue is real (one immunohistochemistry picture, "
+    "512 × 512, that scikit-image ships), its arrangement, outline and glass are generated, and 0.5 µm per pixel is declared. Training, "
+    "validation and test slides show disjoint parts of that picture. The figures say that the machine works; they say nothing about "
+    "diagnosis."
 )
 # disjoint windows of the picture, so that no test pixel was ever seen in training
 _WINDOWS = {"train": np.s_[:, :290], "validation": np.s_[330:, 290:], "test": np.s_[:330, 290:]}
@@ -53,7 +54,11 @@ def plan_slides(*, quick: bool) -> list[SlidePlan]:
     size_px = 2048 if quick else 4096
     validation: list[str | None] = [None, "pen"] if quick else [None, "fold", "foreign texture"]
     test: list[str | None] = [None, None, "fold", "stain change"] if quick else [None, None, *FINDINGS]
-    wanted = [("train", None)] * (3 if quick else 5) + [("validation", finding) for finding in validation] + [("test", finding) for finding in test]
+    wanted = (
+        [("train", None)] * (3 if quick else 5)
+        + [("validation", finding) for finding in validation]
+        + [("test", finding) for finding in test]
+    )
     return [
         SlidePlan(name=f"slide-{number:02d}", split=split, finding=finding, seed=number, size_px=size_px)
         for number, (split, finding) in enumerate(wanted, start=1)

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
-
-from typing_extensions import TypedDict
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
@@ -89,7 +87,9 @@ def evaluate_store(
         "thresholds": card["calibration"].get("thresholds", {}),
         "why_no_threshold": card["calibration"].get("why_none", ""),
         "roc": {level: _thin(roc_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None},
-        "pr": {level: _thin(precision_recall_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None},
+        "pr": {
+            level: _thin(precision_recall_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None
+        },
         "scores": {"normal": scores[labels == 0].tolist(), "abnormal": scores[labels == 1].tolist()},
         "colour_range": _colour_range(pixel, image),
     }
@@ -113,7 +113,7 @@ def count_shard(job: CountJob) -> SubjectCounts | None:
     if not len(known):
         return None
     maps = store.read_maps(span)[known]
-    return count_pixels(maps, np.stack([masks[i] for i in known]), table["subject_id"].to_numpy(str)[known])
+    return count_pixels(maps, np.stack([mask for mask in masks if mask is not None]), table["subject_id"].to_numpy(str)[known])
 
 
 def _count_pixels(

@@ -37,7 +37,11 @@ def _statistics(level: str, counts: SubjectCounts, thresholds: Mapping[str, Thre
     if level not in thresholds:
         return statistics
     at = thresholds[level].value
-    metrics = {"Dice": dice, "IoU": iou} if level == "pixel" else {"Dice": dice, "IoU": iou, "sensitivity": sensitivity, "specificity": specificity}
+    metrics = (
+        {"Dice": dice, "IoU": iou}
+        if level == "pixel"
+        else {"Dice": dice, "IoU": iou, "sensitivity": sensitivity, "specificity": specificity}
+    )
     return statistics | {name: _at_threshold(metric, counts.values, at) for name, metric in metrics.items()}
 
 

@@ -14,6 +14,10 @@ from storage.slides import is_slide
 from tasks.caching import cached_task
 from tasks.references import ItemReference
 
+PAINTED_NOTICE = (
+    "The anomalies are PAINTED into some of the normal pictures, because no abnormal ones were given. The figures say how well painted "
+    "regions are found; they say nothing about diagnosis."
+)
 DATASET_SUFFIX = " (painted anomalies)"
 
 
@@ -30,14 +34,18 @@ class PaintConfig(BaseModel):
 
 def paint_items(items: list[ItemReference], *, paint: PaintConfig, store: str) -> list[ItemReference]:
     """The items with some of the normal pictures replaced by painted ones. Slides stay as they are."""
-    normal = sorted({item["subject_id"] for item in items if item["label"] == 0 and item["unreadable"] is None and not is_slide(item["uri"])})
+    normal = sorted(
+        {item["subject_id"] for item in items if item["label"] == 0 and item["unreadable"] is None and not is_slide(item["uri"])}
+    )
     rng = np.random.default_rng(paint.seed)
     chosen = {str(subject) for subject in rng.permutation(normal)[: round(paint.share * len(normal))]}
     painted, number = [], 0
     for item in items:
         if item["subject_id"] in chosen and item["label"] == 0 and item["unreadable"] is None:
             finding = paint.findings[number % len(paint.findings)]
-            painted.append(cast(ItemReference, paint_item(item, finding=finding, regions=paint.regions, seed=paint.seed + number, store=store)))
+            painted.append(
+                cast(ItemReference, paint_item(item, finding=finding, regions=paint.regions, seed=paint.seed + number, store=store))
+            )
             number += 1
         else:
             painted.append(item)
@@ -70,7 +78,7 @@ def paint_item(item: ItemReference, *, finding: Finding, regions: int, seed: int
         filesystems.write_bytes(filesystems.join(folder, name), buffer.getvalue())
     uri, mask_uri = (filesystems.join(folder, name) for name in files)
     changed = ItemReference(
-        **{  # type: ignore[typeddict-item]
+        **{
             **item,
             "uri": uri,
             "sha256": filesystems.sha256_of(uri),

@@ -95,8 +95,12 @@ def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> 
 
 def _describe_run(manifest: ManifestReference, stores: list[StoreReference], configuration: dict[str, Any]) -> dict[str, str]:
     parts = {f"{key}": str(value) for key, value in configuration.items() if not isinstance(value, dict | list | tuple)}
-    nested = {f"{key}.{inner}": str(value) for key, part in configuration.items() if isinstance(part, dict) for inner, value in part.items()}
-    detectors = {f"detector {entry['kind']}": ", ".join(f"{key}={value}" for key, value in entry.items()) for entry in configuration["detectors"]}
+    nested = {
+        f"{key}.{inner}": str(value) for key, part in configuration.items() if isinstance(part, dict) for inner, value in part.items()
+    }
+    detectors = {
+        f"detector {entry['kind']}": ", ".join(f"{key}={value}" for key, value in entry.items()) for entry in configuration["detectors"]
+    }
     return {
         "manifest digest": manifest["digest"],
         **{f"model digest, {store['kind']}": store["model_digest"] for store in stores},
@@ -110,7 +114,13 @@ def _describe_run(manifest: ManifestReference, stores: list[StoreReference], con
 
 def _describe_detector(result: dict[str, Any]) -> DetectorResult:
     thresholds = [
-        Threshold(level=level, name=f"{level} threshold", value=found["value"], chosen_by=f"{found['rule']} ({found['detail']})", split="validation")
+        Threshold(
+            level=level,
+            name=f"{level} threshold",
+            value=found["value"],
+            chosen_by=f"{found['rule']} ({found['detail']})",
+            split="validation",
+        )
         for level, found in result["thresholds"].items()
     ]
     low, high = result["colour_range"]
@@ -140,8 +150,8 @@ def _count(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[CountRow]:
     )
     counts = [
         CountRow(
-            split=split,
-            label=label,
+            split=str(split),
+            label=str(label),
             samples=len(group),
             subjects=int(group["subject_id"].nunique()),
             excluded={str(reason): int(n) for reason, n in group["excluded"].value_counts().items()},
@@ -162,7 +172,9 @@ def _choose_gallery(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[G
     for (label, finding), group in tested.groupby([tested["label"], tested["finding"].fillna("")], sort=True):
         ranked = group.loc[score[group.index].sort_values(ascending=False).index]
         extremes = pd.concat([ranked.head(_SAMPLES_A_KIND), ranked.tail(min(_SAMPLES_A_KIND, max(0, len(ranked) - _SAMPLES_A_KIND)))])
-        samples += [_show(int(position), row, int(label), str(finding), opened, len(ranked), ranked.index) for position, row in extremes.iterrows()]
+        samples += [
+            _show(int(position), row, int(label), str(finding), opened, len(ranked), ranked.index) for position, row in extremes.iterrows()
+        ]
     return samples
 
 
@@ -170,7 +182,7 @@ def _show(
     position: int, row: pd.Series, label: int, finding: str, opened: dict[str, ScoreStore], of: int, ranked: pd.Index
 ) -> GallerySample:
     where = f", x {row['x_px']} y {row['y_px']}" if pd.notna(row["slide_id"]) or row["x_px"] or row["y_px"] else ""
-    rank = ranked.get_loc(position) + 1
+    rank = ranked.tolist().index(position) + 1
     return GallerySample(
         sample_id=row["sample_id"],
         caption=f"{filesystems.name_of(row['uri'])}{where}; score {rank} of {of} from the top",
@@ -178,7 +190,11 @@ def _show(
         finding=finding or ("abnormal" if label else "normal"),
         image=read_sample(row, size_px=_GALLERY_PX),
         mask=read_sample_mask(row, size_px=_GALLERY_PX) if label else None,
-        maps={name: _resize(store.read_maps(range(position, position + 1))[0], _GALLERY_PX) for name, store in opened.items() if store.map_size_px},
+        maps={
+            name: _resize(store.read_maps(range(position, position + 1))[0], _GALLERY_PX)
+            for name, store in opened.items()
+            if store.map_size_px
+        },
     )
 
 

@@ -1,6 +1,6 @@
 """From a row of the manifest to the pixels a detector sees."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from storage import filesystems
 from storage.images import UnreadableImageError, read_image, read_mask
 from storage.slides import SlideReader, UnreadableSlideError, is_slide, open_slide
 
-Row = Mapping[str, Any]
+Row = Mapping[Hashable, Any] | pd.Series  # a row of the manifest, as a dictionary or as pandas has it
 READ_ERRORS = (UnreadableImageError, UnreadableSlideError, FileNotFoundError, PermissionError)
 
 

@@ -4,12 +4,11 @@ import logging
 from functools import lru_cache
 from typing import Any
 
-from typing_extensions import TypedDict
-
 import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from methods.detectors.interface import Detector
 from storage import filesystems
@@ -53,7 +52,9 @@ class ShardOutcome(TypedDict):
     failed: list[str]
 
 
-def prepare_store(manifest: ManifestReference, model: ModelReference, *, scoring: ScoringConfig, threads: int, store: str) -> StoreReference:
+def prepare_store(
+    manifest: ManifestReference, model: ModelReference, *, scoring: ScoringConfig, threads: int, store: str
+) -> StoreReference:
     """Make the score store of a manifest and a model, or open the one that is there.
 
     Raises:
@@ -223,4 +224,3 @@ def _manifest(uri: str, digest: str) -> pd.DataFrame:
 @lru_cache(maxsize=2)
 def _detector(uri: str, digest: str, kind: str) -> Detector:
     return load_detector(ModelReference(uri=uri, digest=digest, kind=kind))
-

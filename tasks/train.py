@@ -15,7 +15,7 @@ from methods.detectors.registry import DetectorConfig, build_detector
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
 from methods.evaluation.metrics import UndefinedMetricError
-from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold
+from methods.evaluation.thresholds import best_dice_threshold, best_youden_threshold
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import Bundle, bundle_is_complete, write_bundle
@@ -36,7 +36,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
-    samples_per_subject: int | None = Field(default=None, ge=1, description="most training samples of one subject, drawn by the seed; null: all")
+    samples_per_subject: int | None = Field(
+        default=None, ge=1, description="most training samples of one subject, drawn by the seed; null: all"
+    )
     selection_samples: int | None = Field(
         default=None, ge=2, description="most validation samples, half of each class, on which epochs are compared; null: all"
     )
@@ -69,7 +71,9 @@ def train_detector(
         "packages": {name: version(name) for name in ("torch", "lightning", "numpy")} | {"python": platform.python_version()},
     }
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    uri = filesystems.join(store, "models", f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}")
+    uri = filesystems.join(
+        store, "models", f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}"
+    )
     digest = write_bundle(uri, Bundle(tensors=tensors, config=detector.model_dump(mode="json"), card=card))
     return ModelReference(uri=uri, digest=digest, kind=detector.kind)
 
@@ -114,7 +118,7 @@ def _count_validation(model: Detector, validation: pd.DataFrame, advance: Any) -
             known = [i for i, mask in enumerate(masks) if mask is not None]
             if known:
                 maps = batch.pixel.numpy()[known].astype(np.float16)
-                pixel_counts.append(count_pixels(maps, np.stack([masks[i] for i in known]), subjects[part][known]))
+                pixel_counts.append(count_pixels(maps, np.stack([mask for mask in masks if mask is not None]), subjects[part][known]))
         advance(len(records[part]))
     image = count_scores(np.concatenate(scores), validation["label"].to_numpy(int), subjects)
     return image, merge_counts(pixel_counts) if pixel_counts else None

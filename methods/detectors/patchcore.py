@@ -2,9 +2,10 @@
 
 A memory of locally aggregated features of normal images; the score of a place is its distance to the nearest of them.
 
-Ours, where it departs from the paper: the backbone; features standardised per channel over the training set, so that the layers
-weigh alike; the memory has a fixed size, found among a random share of all patches; the image score is the mean of the largest
-distances of a share of the places, not the reweighted maximum.
+Ours, where it departs from the paper: the backbone and its early blocks, which see texture and stain rather than objects; features
+whitened with the mean and covariance of the training set, so that the distance is Mahalanobis's and no direction of large normal
+variation hides a small abnormal one; the memory has a fixed size, found among a random share of all patches; the image score is the
+mean of a share of the largest distances, not the reweighted maximum.
 """
 
 from typing import Literal
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import DetectorError, Scores, check_images
-from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, EfficientNetLite0Features
+from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, STRIDE_PX_OF_BLOCK, EfficientNetLite0Features
 
-_BLOCKS = (4, 10)
-_STRIDE_PX = 8
+_STRIDE_PX = 8  # of the grid on which features are compared
+_RIDGE = 1e-2  # added to the covariance, as a share of the mean variance: directions that hardly vary are noise
 
 
 class PatchCoreConfig(BaseModel):
@@ -28,11 +29,12 @@ class PatchCoreConfig(BaseModel):
 
     kind: Literal["patchcore"] = "patchcore"
     input_size_px: int = Field(default=256, ge=64, multiple_of=32)
+    blocks: tuple[Literal[2, 4, 10, 14], ...] = Field(default=(2, 4), min_length=1, description="blocks of the backbone, ascending")
     memory_size: int = Field(default=2048, ge=1, description="feature vectors kept")
     candidates: int = Field(default=40_000, ge=1, description="patches, drawn at random from all, among which the memory is chosen")
     projection_dims: int | None = Field(default=64, ge=1, description="dimensions in which the memory is chosen; null for all")
     smoothing_sigma_px: float = Field(default=4.0, ge=0, description="of the Gaussian over the map, at input size (paper: 4)")
-    image_share: float = Field(default=0.01, gt=0, le=1, description="share of places, the most anomalous, whose mean is the image score")
+    image_share: float = Field(default=0.03, gt=0, le=1, description="share of places whose highest mean is the image score")
     batch_size: int = Field(default=4, ge=1, description="images scored at once; four stay in a CPU's cache")
 
     @property
@@ -49,20 +51,25 @@ class PatchCore(nn.Module):
         self.config = config
         self.input_size_px = config.input_size_px
         self.batch_size = config.batch_size
-        self.backbone = EfficientNetLite0Features(_BLOCKS)
-        dims = sum(CHANNELS_OF_BLOCK[block] for block in _BLOCKS)
+        self.backbone = EfficientNetLite0Features(config.blocks)
+        dims = sum(CHANNELS_OF_BLOCK[block] for block in config.blocks)
         self.register_buffer("mean", torch.zeros(dims))
-        self.register_buffer("standard_deviation", torch.ones(dims))
+        self.register_buffer("whitening", torch.eye(dims))
         self.register_buffer("memory", torch.empty(0, dims))
         self.register_load_state_dict_pre_hook(_take_memory_shape)
         self._observed: list[Tensor] = []
-        self._per_image: int | None = None
 
     def features(self, images: Tensor) -> Tensor:
-        """Locally aware patch features (N, H / 8, W / 8, 152): 3 × 3 averages of two layers, concatenated (paper, section 3.1)."""
-        layers = [nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False) for layer in self.backbone(images)]
-        size = layers[0].shape[-2:]
-        layers = [layers[0], *(nn.functional.interpolate(layer, size, mode="bilinear", align_corners=False) for layer in layers[1:])]
+        """Locally aware patch features (N, H / 8, W / 8, C): 3 × 3 averages of each block on one grid, concatenated (paper, section 3.1)."""
+        side = images.shape[-1] // _STRIDE_PX
+        layers = []
+        for block, layer in zip(self.config.blocks, self.backbone(images), strict=True):
+            layer = nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False)
+            if STRIDE_PX_OF_BLOCK[block] < _STRIDE_PX:
+                layer = nn.functional.avg_pool2d(layer, _STRIDE_PX // STRIDE_PX_OF_BLOCK[block])
+            elif STRIDE_PX_OF_BLOCK[block] > _STRIDE_PX:
+                layer = nn.functional.interpolate(layer, (side, side), mode="bilinear", align_corners=False)
+            layers.append(layer)
         return torch.cat(layers, 1).permute(0, 2, 3, 1)
 
     def observe(self, images: Tensor) -> None:
@@ -71,26 +78,24 @@ class PatchCore(nn.Module):
         self._observed.append(self.features(images).flatten(0, 2).contiguous())
 
     def conclude(self, generator: torch.Generator) -> None:
-        """Standardise, draw candidates and choose the memory among them."""
+        """Whiten, draw candidates and choose the memory among them."""
         if not self._observed:
             raise DetectorError("PatchCore has seen no training image; the training split is empty")
-        patches = torch.cat(self._observed)  # (n, 152)
+        patches = torch.cat(self._observed)  # (n, C)
         self._observed = []
         self.mean = patches.mean(0)
-        self.standard_deviation = patches.std(0).clamp_min(1e-6)
+        self.whitening = _whitening(patches - self.mean)
         drawn = torch.randperm(len(patches), generator=generator)[: self.config.candidates]
-        candidates = (patches[drawn] - self.mean) / self.standard_deviation
-        chosen = select_coreset(
-            candidates, size=self.config.memory_size, generator=generator, projection_dims=self.config.projection_dims
-        )
+        candidates = (patches[drawn] - self.mean) @ self.whitening
+        chosen = select_coreset(candidates, size=self.config.memory_size, generator=generator, projection_dims=self.config.projection_dims)
         self.memory = candidates[chosen].contiguous()
 
     def score(self, images: Tensor) -> Scores:
-        """Pixel: distance to the memory per dimension's root, bilinear and smoothed; image: mean of the largest patch distances."""
+        """Pixel: Mahalanobis distance to the memory over √C, bilinear and smoothed; image: mean of the largest patch distances."""
         check_images(images, input_size_px=self.input_size_px)
         if not len(self.memory):
             raise DetectorError("PatchCore has no memory yet: train it, or load a bundle")
-        patches = (self.features(images) - self.mean) / self.standard_deviation  # (N, h, w, 152)
+        patches = (self.features(images) - self.mean) @ self.whitening  # (N, h, w, C)
         distance = self._nearest(patches.flatten(0, 2)).view(patches.shape[:3])  # (N, h, w)
         places = distance.flatten(1)
         worst = places.topk(max(1, round(self.config.image_share * places.shape[1])), dim=1).values
@@ -98,7 +103,7 @@ class PatchCore(nn.Module):
         return Scores(image=worst.mean(1), pixel=smooth(pixel, sigma_px=self.config.smoothing_sigma_px)[:, 0])
 
     def _nearest(self, patches: Tensor) -> Tensor:
-        """Root mean squared difference (n,) of patches (n, 152) to the nearest memory vector."""
+        """Root mean squared difference (n,) of patches (n, C) to the nearest memory vector."""
         similarity = torch.addmm(-0.5 * self.memory.square().sum(1), patches, self.memory.T)  # x·m − |m|²/2: largest where nearest
         squared = patches.square().sum(1) - 2 * similarity.amax(1)
         return (squared.clamp_min(0) / patches.shape[1]).sqrt()
@@ -114,6 +119,14 @@ def smooth(maps: Tensor, *, sigma_px: float) -> Tensor:
     kernel = (kernel / kernel.sum())[None, None]  # (1, 1, 2 radius + 1)
     padded = nn.functional.pad(maps, (radius,) * 4, mode="reflect")
     return nn.functional.conv2d(nn.functional.conv2d(padded, kernel[:, :, None, :]), kernel[:, :, :, None])
+
+
+def _whitening(centred: Tensor) -> Tensor:
+    """The matrix (C, C) after which features (n, C) of mean 0 have, but for the ridge, unit covariance."""
+    covariance = centred.T @ centred / len(centred)
+    ridge = _RIDGE * covariance.diagonal().mean()
+    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance)))
+    return vectors / values.clamp_min(1e-12).sqrt()
 
 
 def _take_memory_shape(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:

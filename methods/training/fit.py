@@ -132,12 +132,14 @@ def _fit_by_gradient(
     )
     detector.train()  # type: ignore[attr-defined]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")  # on loader processes (the images are decoded once and kept) and old torch names
+        warnings.filterwarnings(
+            "ignore", module="lightning"
+        )  # on loader processes (the images are decoded once and kept) and old torch names
         started = time.monotonic()
         trainer.fit(module, loader)
     rate = len(train) * detector.epochs / (time.monotonic() - started)  # type: ignore[arg-type]
     detector.load_state_dict(selection.best_state)  # type: ignore[attr-defined]
-    module.detector.cpu().eval()  # type: ignore[attr-defined]
+    module.detector.cpu().eval()
     return FitReport(selected_by=selection.rule, best_epoch=selection.best_epoch, images_per_s=rate, curve=selection.curve)
 
 
@@ -181,12 +183,14 @@ class _Lightning(LightningModule):
         self._losses: list[float] = []
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
-        loss = self.detector.loss(batch)  # type: ignore[operator]
+        loss = self.detector.loss(batch)
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_index}; lower the learning rate")
+            raise TrainingError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_index}; lower the learning rate"
+            )
         self._losses.append(loss.item())
         self._on_step(len(batch))
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def on_train_epoch_end(self) -> None:
         self.detector.eval()
@@ -195,4 +199,4 @@ class _Lightning(LightningModule):
         self._losses = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.detector.build_optimizer()  # type: ignore[operator, no-any-return]
+        return self.detector.build_optimizer()

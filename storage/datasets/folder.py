@@ -1,7 +1,7 @@
 """A folder of a user's own pictures or slides: `normal/`, `abnormal/` and `masks/`, or a CSV with the manifest's columns."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +9,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage import filesystems
 
 _SUFFIXES = frozenset(
-    ".png .jpg .jpeg .tif .tiff .bmp .webp .gif .svs .ndpi .mrxs .scn .bif .vms .svslide".split()  # what Pillow or OpenSlide read here
+    [
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".webp",
+        ".gif",
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".bif",
+        ".vms",
+        ".svslide",
+    ]  # what Pillow or OpenSlide read here
 )
 _CSV_COLUMNS = ("uri", "dataset", "subject_id", "lesion_id", "slide_id", "label", "finding", "mask_uri", "split", "spacing_um")
 _UNKNOWN = ("", "nan", "none", "null", "unknown")
@@ -65,7 +81,8 @@ def list_folder(source: FolderSource) -> list[SourceItem]:
     items = _from_csv(source, root) if root.endswith(".csv") else _from_subfolders(source, root)
     if not items:
         raise SourceError(
-            f"no pictures in {source.path}: expected {source.normal}/ and {source.abnormal}/ with files of {', '.join(sorted(_SUFFIXES))}, or a CSV"
+            f"no pictures in {source.path}: expected {source.normal}/ and {source.abnormal}/ "
+            f"with {', '.join(sorted(_SUFFIXES))} in them, or a CSV"
         )
     return items
 
@@ -99,7 +116,7 @@ def _from_csv(source: FolderSource, uri: str) -> list[SourceItem]:
     return [_from_row(source, number, row, folder, dataset) for number, row in enumerate(table.to_dict("records"), start=2)]
 
 
-def _from_row(source: FolderSource, line: int, row: dict[str, str], folder: str, dataset: str) -> SourceItem:
+def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str, dataset: str) -> SourceItem:
     values = {name: None if value.strip().lower() in _UNKNOWN else value.strip() for name, value in row.items()}
     where = f"{source.path}, line {line}"
     uri = values.get("uri")

