@@ -83,16 +83,17 @@ def assemble_manifest(tables: list[TableReference], *, split: SplitConfig, faile
     rows["split"] = _split(rows, usable, split)
     if leaks := leaking_subjects(rows["subject_id"][usable].to_numpy(), rows["split"][usable].to_numpy()):
         raise SourceError(f"these subjects are in more than one split: {', '.join(leaks[:5])}; give all of a subject's rows one split")
-    content = hashlib.sha256("".join(rows["sample_id"] + rows["split"].fillna("")).encode()).hexdigest()[:16]
-    uri, development_uri = (filesystems.join(store, "manifests", content, name) for name in ("manifest.parquet", "development.parquet"))
+    # each named by its own content: a change in the test split alone leaves the development manifest, and so the models, as they are
     development = rows[usable & rows["split"].isin(["train", "validation"])]
-    return ManifestReference(
-        uri=uri,
-        digest=write_manifest(uri, rows),
-        rows=len(rows),
-        development_uri=development_uri,
-        development_digest=write_manifest(development_uri, development),
-    )
+    uri, digest = _write_by_content(rows, filesystems.join(store, "manifests"), "manifest")
+    development_uri, development_digest = _write_by_content(development, filesystems.join(store, "manifests"), "development")
+    return ManifestReference(uri=uri, digest=digest, rows=len(rows), development_uri=development_uri, development_digest=development_digest)
+
+
+def _write_by_content(rows: pd.DataFrame, folder: str, name: str) -> tuple[str, str]:
+    content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
+    uri = filesystems.join(folder, f"{name}-{content}.parquet")
+    return uri, write_manifest(uri, rows)
 
 
 def tabulate_item(item: ItemReference, tiling: TilingConfig, store: str) -> TableReference:

@@ -60,7 +60,7 @@ class PatchCore(nn.Module):
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
-        """Locally aware patch features (N, H / 8, W / 8, C): 3 × 3 averages of each block on one grid, concatenated (paper, section 3.1)."""
+        """Locally aware patch features (N, H / 8, W / 8, C): 3 × 3 averages of each block on one grid, joined (paper, section 3.1)."""
         side = images.shape[-1] // _STRIDE_PX
         layers = []
         for block, layer in zip(self.config.blocks, self.backbone(images), strict=True):

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.config import ConfigError, load_config
+
+MINIMAL = {"name": "mine", "store": "store", "source": {"kind": "folder", "path": "pictures"}}
+
+
+def write(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert config.store == str(tmp_path / "store")
+    assert config.source.path == str(tmp_path / "pictures")
+
+
+def test_a_typo_is_named_with_the_key_that_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"detectors\.0\.patchcore\.memory_sise: unknown key; did you mean memory_size\?"):
+        load_config(write(tmp_path, detectors=[{"kind": "patchcore", "memory_sise": 3}]))
+
+
+def test_a_wrong_value_is_named_with_what_came(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"failed_share_max.*\(got 7\)"):
+        load_config(write(tmp_path, failed_share_max=7))
+
+
+def test_no_file_and_no_yaml_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "deploy" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert load_config(path).detectors
