@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 from fsspec.core import url_to_fs
 
@@ -15,7 +14,7 @@ _HASH_BLOCK_BYTES = 1 << 22
 
 def local_path(uri: str) -> Path | None:
     """The path behind a local URI, or None for an object store."""
-    fs, path = url_to_fs(uri)
+    fs, path = _open_store(uri)
     return Path(path) if "file" in _protocols(fs) else None
 
 
@@ -43,21 +42,21 @@ def as_link(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether something, a file or a folder, is there."""
-    fs, path = url_to_fs(uri)
+    fs, path = _open_store(uri)
     return bool(fs.exists(path))
 
 
 def list_files(uri: str) -> list[str]:
     """All files below a folder, sorted, as URIs of the same kind; hidden files and half-written ones are left out."""
-    fs, path = url_to_fs(uri)
-    found = [str(name) for name in fs.find(path)]
-    visible = [name for name in found if not any(part.startswith(".") for part in name[len(path) :].split("/")) and ".partial" not in name]
-    return sorted(visible if "file" in _protocols(fs) else [str(fs.unstrip_protocol(name)) for name in visible])
+    fs, path = _open_store(uri)
+    below = [str(name)[len(path) :] for name in fs.find(path)]
+    visible = [name for name in below if not any(part.startswith(".") for part in name.split("/")) and not name.endswith(".partial")]
+    return sorted(path + name if "file" in _protocols(fs) else join(uri, name) for name in visible)
 
 
 def list_folders(uri: str) -> list[str]:
     """The folders right below a folder, sorted; none where the folder does not exist."""
-    fs, path = url_to_fs(uri)
+    fs, path = _open_store(uri)
     if not fs.isdir(path):
         return []
     return sorted(join(uri, name_of(entry["name"])) for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
@@ -65,18 +64,19 @@ def list_folders(uri: str) -> list[str]:
 
 def open_for_reading(uri: str) -> Any:
     """A binary file object that seeks."""
-    return fsspec.open(uri, "rb").open()
+    fs, path = _open_store(uri)
+    return fs.open(path, "rb")
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
-    fs, path = url_to_fs(uri)
+    fs, path = _open_store(uri)
     return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file renamed locally, one put in an object store."""
-    fs, path = url_to_fs(uri)
+    fs, path = _open_store(uri)
     if "file" not in _protocols(fs):
         fs.pipe_file(path, content)
         return
@@ -127,8 +127,8 @@ def sha256_of(uri: str) -> str:
 class FingerprintBook:
     """Remembers SHA-256 by size and modification stamp, so that an unchanged archive is not read again.
 
-    The stamp is the time of the last change in nanoseconds for local files and the ETag in object stores. It decides only
-    whether to read; what counts is the content.
+    The stamp is the time of the last change in nanoseconds for local files and the ETag in object stores; where a store has none
+    the file is always read. It decides only whether to read; what counts is the content.
     """
 
     def __init__(self, uri: str) -> None:
@@ -141,13 +141,13 @@ class FingerprintBook:
 
     def fingerprint(self, uri: str) -> str:
         """SHA-256 of the content; raises FileNotFoundError where there is nothing."""
-        fs, path = url_to_fs(uri)
+        fs, path = _open_store(uri)
         info = fs.info(path)
         if info["type"] == "directory":
             raise IsADirectoryError(f"expected a file, found a folder: {uri}")
-        stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified"))
+        stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified") or "")
         known = self._known.get(uri)
-        if known is not None and known[:2] == (int(info["size"]), stamp):
+        if stamp and known is not None and known[:2] == (int(info["size"]), stamp):
             return known[2]
         digest = sha256_of(uri)
         self._known[uri] = (int(info["size"]), stamp, digest)
@@ -160,6 +160,12 @@ class FingerprintBook:
             rows = [(uri, *entry) for uri, entry in sorted(self._known.items())]
             write_table(self._uri, pd.DataFrame(rows, columns=["uri", "size_bytes", "stamp", "sha256"]))
             self._changed = False
+
+
+def _open_store(uri: str) -> tuple[Any, str]:
+    # listings are not remembered: other processes, and Zarr beside us, write to the same places
+    fs, path = url_to_fs(uri, use_listings_cache=False)
+    return fs, str(path)
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

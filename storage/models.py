@@ -32,7 +32,7 @@ class Bundle:
 def write_bundle(uri: str, bundle: Bundle) -> str:
     """Write the bundle; the checksums come last, so that a bundle without them was cut short. Returns its digest."""
     contents = {
-        "model.safetensors": save_tensors({name: np.ascontiguousarray(tensor) for name, tensor in sorted(bundle.tensors.items())}),
+        "model.safetensors": save_tensors({name: np.asarray(tensor, order="C") for name, tensor in sorted(bundle.tensors.items())}),
         "config.json": _encode(bundle.config),
         "card.json": _encode(bundle.card),
     }
@@ -49,15 +49,20 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
     Raises:
         BundleError: incomplete, changed, another one than `digest` names, or not safetensors.
     """
-    if not filesystems.exists(filesystems.join(uri, _CHECKSUMS)):
-        raise BundleError(f"no complete model bundle at {uri}: {_CHECKSUMS} is missing; train again or give another folder")
+    for name in (_CHECKSUMS, *_FILES):
+        if not filesystems.exists(filesystems.join(uri, name)):
+            raise BundleError(f"no complete model bundle at {uri}: {name} is missing; train again or give another folder")
     checksums = filesystems.read_bytes(filesystems.join(uri, _CHECKSUMS))
     if digest is not None and (found := hashlib.sha256(checksums).hexdigest()) != digest:
         raise BundleError(f"{uri} is another model: expected digest {digest[:12]}, found {found[:12]}")
+    try:
+        expected = dict(json.loads(checksums))
+    except (ValueError, TypeError):
+        raise BundleError(f"{_CHECKSUMS} of the model bundle {uri} was changed after it was written") from None
     contents = {}
     for name in _FILES:
         contents[name] = filesystems.read_bytes(filesystems.join(uri, name))
-        if hashlib.sha256(contents[name]).hexdigest() != json.loads(checksums).get(name):
+        if hashlib.sha256(contents[name]).hexdigest() != expected.get(name):
             raise BundleError(f"{name} of the model bundle {uri} was changed after it was written")
     try:
         tensors = load_tensors(contents["model.safetensors"])

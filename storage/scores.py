@@ -109,7 +109,7 @@ class ScoreStore:
         """(n, H, W) float16 maps of rows, in their order."""
         if self._anomaly_map is None:
             raise ScoreStoreError(f"{self.uri} holds no anomaly maps: its detector scores whole images only")
-        wanted = np.asarray(rows)
+        wanted = np.asarray(rows, dtype=np.int64)
         if len(wanted) and (np.diff(wanted) == 1).all():  # a slice is read several times faster
             return np.asarray(self._anomaly_map[int(wanted[0]) : int(wanted[-1]) + 1])
         return np.asarray(self._anomaly_map.oindex[wanted])

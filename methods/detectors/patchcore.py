@@ -11,7 +11,7 @@ mean of a share of the largest distances, not the reweighted maximum.
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from methods.detectors.coreset import select_coreset
@@ -36,6 +36,13 @@ class PatchCoreConfig(BaseModel):
     smoothing_sigma_px: float = Field(default=4.0, ge=0, description="of the Gaussian over the map, at input size (paper: 4)")
     image_share: float = Field(default=0.03, gt=0, le=1, description="share of places whose highest mean is the image score")
     batch_size: int = Field(default=4, ge=1, description="images scored at once; four stay in a CPU's cache")
+
+    @field_validator("blocks")
+    @classmethod
+    def _ascending(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(blocks) != sorted(set(blocks)):
+            raise ValueError(f"expected different blocks in ascending order, got {blocks}")
+        return blocks
 
     @property
     def map_size_px(self) -> int | None:

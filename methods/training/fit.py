@@ -89,12 +89,13 @@ def fit(
 
 def score_all(detector: Detector, images: Dataset[Tensor]) -> Scores:
     """Scores of a dataset in its order, in batches of the detector's size, on the CPU: image (n,), pixel (n, H, W)."""
+    device = next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))  # a GPU's while it is trained
     batches = []
     with torch.inference_mode():
         for batch in DataLoader(images, batch_size=detector.batch_size):
-            batches.append(detector.score(batch))
-    maps = [scores.pixel for scores in batches if scores.pixel is not None]
-    return Scores(image=torch.cat([scores.image for scores in batches]), pixel=torch.cat(maps) if maps else None)
+            batches.append(detector.score(batch.to(device)))
+    maps = [scores.pixel.cpu() for scores in batches if scores.pixel is not None]
+    return Scores(image=torch.cat([scores.image.cpu() for scores in batches]), pixel=torch.cat(maps) if maps else None)
 
 
 def training_images(detector: Detector, count: int) -> int:

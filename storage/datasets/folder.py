@@ -1,5 +1,6 @@
 """A folder of a user's own pictures or slides: `normal/`, `abnormal/` and `masks/`, or a CSV with the manifest's columns."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,10 +127,9 @@ def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str,
         raise SourceError(f"{where}: label is {values['label']!r}; expected 0 (normal), 1 (abnormal) or nothing (unknown)")
     if values.get("split") not in (None, "train", "validation", "test", "archive"):
         raise SourceError(f"{where}: split is {values['split']!r}; expected train, validation, test, archive or nothing")
-    try:
-        spacing_um = float(values["spacing_um"]) if values.get("spacing_um") else None  # type: ignore[arg-type]
-    except ValueError:
-        raise SourceError(f"{where}: spacing_um is {values['spacing_um']!r}; expected micrometres per pixel, e.g. 0.5") from None
+    spacing_um = _to_number(values.get("spacing_um"))
+    if spacing_um is not None and not 0 < spacing_um < math.inf:
+        raise SourceError(f"{where}: spacing_um is {values['spacing_um']!r}; expected micrometres per pixel, e.g. 0.5")
     mask_uri = values.get("mask_uri")
     return SourceItem(
         uri=_resolve(folder, uri),
@@ -143,6 +143,13 @@ def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str,
         split=values.get("split"),
         spacing_um=spacing_um,
     )
+
+
+def _to_number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return math.nan
 
 
 def _pictures(folder: str) -> list[str]:

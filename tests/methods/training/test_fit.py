@@ -1,3 +1,7 @@
+"""The training room with detectors whose every epoch is known beforehand."""
+
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -6,88 +10,168 @@ from torch.utils.data import Dataset
 
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.interface import Scores
-from methods.training.fit import FitReport, TrainingError, Validation, fit
+from methods.training.fit import FitReport, TrainingError, Validation, fit, score_all, training_images
 
 
-class Images(Dataset[Tensor]):
-    def __init__(self, count: int, seed: int = 0) -> None:
-        self.images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+class _Images(Dataset[Tensor]):
+    """Images (3, 2, 2), each filled with its number."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.values)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        return torch.full((3, 2, 2), self.values[index])
 
 
-class Scripted(nn.Module):
-    """A detector whose validation ranking is right after epoch 2 only, and whose loss falls all the time."""
+class _Clock(nn.Module):
+    """Its only weight is the number of steps taken; what it scores and loses at each is prescribed.
 
-    input_size_px, batch_size, epochs, training_batch_size = 32, 4, 4, 4
+    The score is the image's value times a sign: +1 ranks abnormal images above normal ones, -1 below, 0 not at all.
+    """
 
-    def __init__(self, *, loss: float = 1.0) -> None:
+    input_size_px = 2
+    batch_size = 3
+    training_batch_size = 4
+
+    def __init__(self, *, signs: list[float], losses: list[float]) -> None:
         super().__init__()
+        self.epochs = len(losses)
         self.steps = nn.Parameter(torch.zeros(()))
-        self._loss = loss
+        self.signs, self.losses = [0.0, *signs], losses
 
     def loss(self, images: Tensor) -> Tensor:
-        return self._loss - self.steps
+        assert self.training
+        return self.losses[int(self.steps)] + 0 * self.steps - (self.steps - self.steps.detach())  # gradient -1: a step adds 1
 
     def score(self, images: Tensor) -> Scores:
-        right = abs(float(self.steps.detach()) - 2) < 0.5
-        level = images.mean((1, 2, 3))
-        return Scores(level if right else -level, None)
+        assert not self.training
+        return Scores(image=self.signs[int(self.steps)] * images.mean((1, 2, 3)), pixel=None)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)  # one batch an epoch: `steps` counts epochs
+        return torch.optim.SGD(self.parameters(), lr=1)
 
 
-def fit_scripted(detector: Scripted, validation: Validation | None) -> FitReport:
-    return fit(detector, Images(4), validation=validation, seed=0, threads=1)
+VALIDATION = Validation(images=_Images([0.1, 0.2, 0.3, 0.8, 0.9]), labels=np.array([0, 0, 0, 1, 1]))
 
 
-def test_the_epoch_with_the_best_validation_auroc_is_kept() -> None:
-    images = Images(4)
-    images.images[:2] *= 0.1
-    detector = Scripted()
-    report = fit_scripted(detector, Validation(images, np.array([0, 0, 1, 1])))
-    assert report.best_epoch == 2
+def _fit(detector: nn.Module, *, count: int = 4, validation: Validation | None = None, seed: int = 0) -> FitReport:
+    return fit(detector, _Images([i / count for i in range(count)]), validation=validation, seed=seed, threads=1)  # type: ignore[arg-type]
+
+
+def test_the_weights_of_the_epoch_with_the_highest_validation_auroc_are_kept() -> None:
+    detector = _Clock(signs=[-1, 0, 1, 0, -1], losses=[5, 4, 3, 2, 1])
+    report = _fit(detector, validation=VALIDATION)
+    assert (report.best_epoch, int(detector.steps)) == (3, 3)
     assert "AUROC" in report.selected_by
-    assert float(detector.steps.detach()) == 2
-    assert [entry["validation_auroc"] for entry in report.curve] == [0, 1, 0, 0]
+    assert [entry["validation_auroc"] for entry in report.curve] == [0, 0.5, 1, 0.5, 0]
+    assert [entry["loss"] for entry in report.curve] == [5, 4, 3, 2, 1]
+    assert [entry["epoch"] for entry in report.curve] == [1, 2, 3, 4, 5]
+    assert not detector.training
 
 
-@pytest.mark.parametrize("validation", [None, Validation(Images(4), np.zeros(4, int))], ids=["none", "one class"])
-def test_without_both_classes_in_validation_the_lowest_loss_decides(validation: Validation | None) -> None:
-    detector = Scripted()
-    report = fit_scripted(detector, validation)
-    assert report.best_epoch == 4
-    assert "loss" in report.selected_by
+def test_the_first_of_equally_good_epochs_is_kept() -> None:
+    detector = _Clock(signs=[0, 1, 1, 1], losses=[4, 3, 2, 1])
+    assert _fit(detector, validation=VALIDATION).best_epoch == 2
+    assert int(detector.steps) == 2
 
 
-def test_a_loss_that_is_no_number_stops_with_epoch_and_batch() -> None:
-    with pytest.raises(TrainingError, match="loss is nan at epoch 1, batch 0"):
-        fit_scripted(Scripted(loss=float("nan")), None)
+@pytest.mark.parametrize("validation", [None, Validation(images=_Images([0.1, 0.2]), labels=np.array([0, 0]))])
+def test_without_two_classes_in_validation_the_lowest_training_loss_decides(validation: Validation | None) -> None:
+    detector = _Clock(signs=[1] * 4, losses=[3, 1, 2, 4])
+    report = _fit(detector, validation=validation)
+    assert (report.best_epoch, int(detector.steps)) == (2, 2)
+    assert "lowest training loss" in report.selected_by
+    assert "validation_auroc" not in report.curve[0]
 
 
-def test_an_empty_training_split_is_refused() -> None:
+def test_the_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
+    detector = _Clock(signs=[1] * 4, losses=[1, 3, 4, 8])
+    detector.epochs = 2
+    assert [entry["loss"] for entry in _fit(detector, count=8).curve] == [2, 6]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_training_naming_epoch_and_batch(bad: float) -> None:
+    detector = _Clock(signs=[1] * 4, losses=[1, 1, 1, bad])
+    detector.epochs = 2
+    with pytest.raises(TrainingError, match=r"epoch 2, batch 1"):
+        _fit(detector, count=8)
+
+
+def test_an_empty_training_set_is_refused() -> None:
     with pytest.raises(TrainingError, match="training split is empty"):
-        fit(Scripted(), Images(0), validation=None, seed=0, threads=1)
+        _fit(_Clock(signs=[1], losses=[1]), count=0)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None:
-    def weights(seed: int) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = Autoencoder(AutoencoderConfig(C0=2, d=2, input_size_px=32, epochs=2, training_batch_size=3))
-        fit(network, Images(8), validation=None, seed=seed, threads=1)
-        return torch.cat([tensor.flatten() for tensor in network.state_dict().values()])
-
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
+def test_what_does_not_learn_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="Identity is neither"):
+        _fit(nn.Identity())
 
 
-def test_training_lowers_the_loss_of_the_autoencoder() -> None:
-    network = Autoencoder(AutoencoderConfig(C0=4, d=8, input_size_px=32, epochs=8, training_batch_size=4))
-    report = fit(network, Images(8), validation=None, seed=0, threads=1)
-    assert report.curve[-1]["loss"] < report.curve[0]["loss"]
+def _trained_autoencoder(seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = Autoencoder(AutoencoderConfig(C0=2, d=2, input_size_px=16, epochs=2, training_batch_size=2))
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    fit(detector, images, validation=None, seed=seed, threads=1)  # type: ignore[arg-type]
+    return copy.deepcopy(detector.state_dict())
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_does_not() -> None:
+    one, two, other = _trained_autoencoder(3), _trained_autoencoder(3), _trained_autoencoder(4)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+class _Memory:
+    """Writes down what it was shown."""
+
+    input_size_px = 2
+    batch_size = 3
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+        self.drawn = 0
+
+    def observe(self, images: Tensor) -> None:
+        self.seen.append([round(value, 3) for value in images[:, 0, 0, 0].tolist()])
+
+    def conclude(self, generator: torch.Generator) -> None:
+        self.drawn = int(torch.randint(1 << 30, (1,), generator=generator))
+
+    def score(self, images: Tensor) -> Scores:
+        assert len(images) <= self.batch_size
+        return Scores(image=images[:, 0, 0, 0], pixel=images[:, 0])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+
+def test_a_detector_with_a_memory_sees_every_image_once_and_draws_by_the_seed() -> None:
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    detectors, steps = [_Memory() for _ in range(3)], []
+    for detector, seed in zip(detectors, (1, 1, 2), strict=True):
+        fit(detector, _Images(values), validation=None, seed=seed, threads=1, on_step=steps.append)
+    assert detectors[0].seen == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7]]
+    assert steps == [3, 3, 1] * 3
+    assert detectors[0].drawn == detectors[1].drawn != detectors[2].drawn
+
+
+def test_progress_counts_as_many_images_as_were_announced() -> None:
+    detector, steps = _Clock(signs=[1] * 6, losses=[1.0] * 6), []
+    detector.epochs = 2
+    fit(detector, _Images([0.5] * 10), validation=None, seed=0, threads=1, on_step=steps.append)
+    assert steps == [4, 4, 2, 4, 4, 2]
+    assert sum(steps) == training_images(detector, 10) == 20
+    assert training_images(_Memory(), 10) == 10
+
+
+def test_scores_of_a_dataset_keep_its_order() -> None:
+    values = [0.7, 0.1, 0.9, 0.3, 0.5, 0.2, 0.4]
+    scores = score_all(_Memory(), _Images(values))
+    torch.testing.assert_close(scores.image, torch.tensor(values))
+    assert scores.pixel is not None
+    assert scores.pixel.shape == (7, 2, 2)

@@ -1,0 +1,118 @@
+"""The manifest's schema at its door, its digest and its round trip."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from storage.manifest import COLUMNS, ManifestError, read_manifest, sample_id, validate_manifest, write_manifest
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Three samples with the required columns and some that may be null."""
+    return pd.DataFrame(
+        {
+            "sample_id": ["a", "b", "c"],
+            "uri": ["1.png", "2.png", "3.png"],
+            "dataset": "photos",
+            "subject_id": ["p1", "p1", "p2"],
+            "label": pd.array([0, 1, None], dtype="Int8"),
+            "split": ["train", None, "test"],
+            "level": 0,
+            "x_px": [0, 1 << 33, 2],
+            "y_px": 0,
+            "width_px": 64,
+            "height_px": 32,
+            "spacing_um": [0.5, None, 0.25],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("label", 2),
+        ("split", "holdout"),
+        ("spacing_um", 0.0),
+        ("tissue_share", 1.5),
+        ("x_px", -1),
+        ("subject_id", ""),
+        ("subject_id", None),
+        ("uri", None),
+    ],
+)
+def test_a_bad_row_is_refused_naming_row_and_column(table: pd.DataFrame, column: str, value: Any) -> None:
+    values = table[column].tolist() if column in table else [0.5, 0.5, 0.5]
+    values[1] = value
+    with pytest.raises(ManifestError, match=f"row 1, column '{column}'"):
+        validate_manifest(table.assign(**{column: pd.Series(values, dtype=object)}))
+
+
+def test_a_value_of_another_type_is_refused_naming_its_column(table: pd.DataFrame) -> None:
+    with pytest.raises(ManifestError, match=r"column 'width_px'.*wide"):
+        validate_manifest(table.assign(width_px=[64, "wide", 64]))
+
+
+def test_an_unknown_column_is_refused_by_name(table: pd.DataFrame) -> None:
+    with pytest.raises(ManifestError, match=r"unknown manifest columns \['colour'\]"):
+        validate_manifest(table.assign(colour="red"))
+
+
+@pytest.mark.parametrize("column", ["sample_id", "uri", "level", "height_px"])
+def test_a_missing_required_column_is_refused_by_name(table: pd.DataFrame, column: str) -> None:
+    with pytest.raises(ManifestError, match=rf"missing: \['{column}'\]"):
+        validate_manifest(table.drop(columns=column))
+
+
+def test_two_samples_of_one_id_are_refused_naming_it(table: pd.DataFrame) -> None:
+    with pytest.raises(ManifestError, match=r"column 'sample_id': 'a'"):
+        validate_manifest(table.assign(sample_id=["a", "b", "a"]))
+
+
+def test_columns_that_may_be_null_are_added_and_put_in_order(table: pd.DataFrame) -> None:
+    valid = validate_manifest(table[table.columns[::-1]])
+    assert tuple(valid.columns) == COLUMNS
+    assert valid["mask_uri"].isna().all()
+
+
+def test_a_manifest_comes_back_with_its_values_and_types(table: pd.DataFrame, tmp_path: Path) -> None:
+    uri = str(tmp_path / "manifest.parquet")
+    digest = write_manifest(uri, table)
+    back = read_manifest(uri, digest=digest)
+    pd.testing.assert_frame_equal(back, validate_manifest(table))
+    assert back["x_px"].tolist() == [0, 1 << 33, 2]
+    assert back["label"].isna().tolist() == [False, False, True]
+    assert {name: str(back[name].dtype) for name in ("label", "level", "x_px", "spacing_um")} == {
+        "label": "Int8",
+        "level": "int32",
+        "x_px": "int64",
+        "spacing_um": "float64",
+    }
+
+
+def test_another_content_than_the_digest_says_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
+    uri = str(tmp_path / "manifest.parquet")
+    digest = write_manifest(uri, table)
+    other = write_manifest(uri, table.assign(label=0))
+    with pytest.raises(ManifestError, match=rf"{digest[:12]}.*{other[:12]}"):
+        read_manifest(uri, digest=digest)
+
+
+def test_writing_refuses_a_bad_table_and_leaves_the_old_one(table: pd.DataFrame, tmp_path: Path) -> None:
+    uri = str(tmp_path / "manifest.parquet")
+    digest = write_manifest(uri, table)
+    with pytest.raises(ManifestError):
+        write_manifest(uri, table.assign(split="holdout"))
+    assert len(read_manifest(uri, digest=digest)) == 3
+
+
+def test_the_sample_id_depends_on_content_and_on_every_side_of_the_box() -> None:
+    box = {"level": 0, "x_px": 1, "y_px": 2, "width_px": 3, "height_px": 4}
+    one = sample_id("digest", **box)
+    assert one == sample_id("digest", **box)
+    assert len(one) == 32
+    assert int(one, 16) >= 0
+    others = {sample_id("digest", **{**box, name: 9}) for name in box} | {sample_id("other", **box)}
+    assert len(others | {one}) == 7

@@ -1,0 +1,201 @@
+"""The score store: what counts as done, what is refused, what a reader touches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from storage import scores
+from storage.scores import FAILED, PENDING, SCORED, Failure, ScoreStore, ScoreStoreError, create_store, list_stores, open_store
+
+ROWS, SHARD_ROWS, SIDE_PX = 10, 4, 8
+RUN = {"manifest_digest": "m" * 8, "model_digest": "d" * 8}
+
+
+def _create(folder: Path, **options: Any) -> ScoreStore:
+    arguments = {"rows": ROWS, "map_size_px": SIDE_PX, "shard_rows": SHARD_ROWS, "attributes": RUN, **options}
+    return create_store(str(folder), **arguments)
+
+
+def _content(store: ScoreStore, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.array(store.rows_of(shard))
+    return rows.astype(np.float32), np.broadcast_to(rows[:, None, None], (len(rows), SIDE_PX, SIDE_PX)).astype(np.float16)
+
+
+def _write(store: ScoreStore, shard: int) -> None:
+    image, maps = _content(store, shard)
+    store.write_shard(shard, image=image, maps=maps, failures=[])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ScoreStore:
+    """An empty store of three shards, the last one shorter."""
+    return _create(tmp_path / "store")
+
+
+def test_a_shard_is_pending_until_it_is_written(store: ScoreStore) -> None:
+    assert store.pending_shards() == [0, 1, 2]
+    _write(store, 1)
+    assert store.pending_shards() == [0, 2]
+    assert store.status().tolist() == [PENDING] * 4 + [SCORED] * 4 + [PENDING] * 2
+    for shard in (0, 2):
+        _write(store, shard)
+    assert store.pending_shards() == []
+
+
+def test_scores_and_maps_come_back_in_the_rows_order(store: ScoreStore) -> None:
+    for shard in range(store.shard_count):
+        _write(store, shard)
+    reopened = open_store(store.uri, expected=RUN)
+    assert reopened.image_scores().tolist() == list(range(ROWS))
+    assert reopened.image_scores().dtype == np.float32
+    assert reopened.read_maps(range(2, 9))[:, 0, 0].tolist() == list(range(2, 9))
+    assert reopened.read_maps(np.array([9, 0, 5, 5]))[:, 3, 3].tolist() == [9, 0, 5, 5]
+    assert reopened.read_maps(np.array([7])).shape == (1, SIDE_PX, SIDE_PX)
+    assert reopened.read_maps(range(0)).shape == (0, SIDE_PX, SIDE_PX)
+    assert reopened.read_maps(range(1)).dtype == np.float16
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_shard_whose_status_is_missing_is_pending_although_its_maps_are_there(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store._status), "__setitem__", _setitem_that_kills_at("status"))
+        with pytest.raises(_Killed):
+            _write(store, 1)
+    assert (Path(store.uri) / "anomaly_map/c/1/0/0").is_file()
+    assert store.image_scores()[4:8].tolist() == [4, 5, 6, 7]
+    assert open_store(store.uri).pending_shards() == [0, 1, 2]
+    _write(store, 1)
+    assert store.pending_shards() == [0, 2]
+
+
+def _setitem_that_kills_at(name: str) -> Any:
+    real = zarr.Array.__setitem__
+
+    def setitem(array: zarr.Array[Any], where: Any, values: Any) -> None:
+        if array.basename == name:
+            raise _Killed
+        real(array, where, values)
+
+    return setitem
+
+
+@pytest.mark.parametrize("name", ["anomaly_map/c/1/0/0", "image_score/c/1", "status/c/1"])
+def test_a_deleted_chunk_file_makes_its_shard_pending_again(store: ScoreStore, name: str) -> None:
+    for shard in range(store.shard_count):
+        _write(store, shard)
+    (Path(store.uri) / name).unlink()
+    assert store.pending_shards() == [1]
+
+
+def test_a_shard_in_which_everything_failed_stays_written(store: ScoreStore) -> None:
+    _write(store, 2)
+    failures = [Failure(row=row, sample_id=f"s{row}", reason="truncated") for row in store.rows_of(2)]
+    nothing = np.full(2, np.nan, np.float32)
+    store.write_shard(2, image=nothing, maps=np.full((2, SIDE_PX, SIDE_PX), np.nan, np.float16), failures=failures)
+    assert store.pending_shards() == [0, 1]
+    assert np.isnan(store.read_maps(range(8, 10))).all()
+    assert store.status()[8:].tolist() == [FAILED, FAILED]
+
+
+def test_failures_are_told_in_row_order_with_their_reasons(store: ScoreStore) -> None:
+    assert store.failures().empty
+    for shard, row in ((2, 8), (0, 1)):
+        image, maps = _content(store, shard)
+        image[row - store.rows_of(shard).start] = np.nan
+        store.write_shard(shard, image=image, maps=maps, failures=[Failure(row=row, sample_id=f"s{row}", reason=f"torn {row}")])
+    assert store.failures().to_dict("records") == [
+        {"row": 1, "sample_id": "s1", "reason": "torn 1"},
+        {"row": 8, "sample_id": "s8", "reason": "torn 8"},
+    ]
+    _write(store, 0)  # scored after all: the old failure is forgotten
+    assert store.failures()["row"].tolist() == [8]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["image", "maps"])
+def test_a_scored_row_without_a_finite_score_is_refused_and_nothing_is_done(store: ScoreStore, where: str, value: float) -> None:
+    image, maps = _content(store, 0)
+    (image if where == "image" else maps)[2] = value
+    with pytest.raises(ScoreStoreError, match="shard 0: a scored row"):
+        store.write_shard(0, image=image, maps=maps, failures=[])
+    assert store.pending_shards() == [0, 1, 2]
+
+
+def test_a_shard_without_maps_is_refused_where_the_store_has_maps(store: ScoreStore) -> None:
+    with pytest.raises(ScoreStoreError, match="holds no map"):
+        store.write_shard(0, image=np.zeros(4, np.float32), maps=None, failures=[])
+
+
+def test_a_store_of_a_detector_without_maps_has_none(tmp_path: Path) -> None:
+    store = _create(tmp_path / "store", map_size_px=None)
+    assert store.map_size_px is None
+    store.write_shard(0, image=np.zeros(4, np.float32), maps=None, failures=[])
+    assert store.pending_shards() == [1, 2]
+    with pytest.raises(ScoreStoreError, match="no anomaly maps"):
+        store.read_maps(range(1))
+
+
+@pytest.mark.parametrize("name", ["manifest_digest", "model_digest"])
+def test_a_store_of_another_run_is_refused_with_both_values(store: ScoreStore, name: str) -> None:
+    with pytest.raises(ScoreStoreError, match=f"{name}: this run has another, the store {RUN[name]}"):
+        _create(Path(store.uri), attributes={**RUN, name: "another"})
+    with pytest.raises(ScoreStoreError, match=f"{name}: this run has another, the store {RUN[name]}"):
+        open_store(store.uri, expected={name: "another"})
+
+
+def test_a_store_of_another_schema_is_refused(store: ScoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "SCHEMA_VERSION", 99)
+    with pytest.raises(ScoreStoreError, match="schema_version: this run has 99, the store 1"):
+        open_store(store.uri)
+
+
+def test_creating_again_keeps_what_is_written_and_does_not_compare_notes(store: ScoreStore) -> None:
+    _write(store, 0)
+    again = _create(Path(store.uri), notes={"manifest_uri": "moved"})
+    assert again.pending_shards() == [1, 2]
+    assert again.image_scores()[:4].tolist() == [0, 1, 2, 3]
+
+
+def test_a_store_cut_short_at_its_creation_is_made_again(tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    zarr.open_group(uri, mode="w", zarr_format=3).create_array("status", shape=(3,), dtype="uint8")  # no attributes yet
+    with pytest.raises(ScoreStoreError, match="no score store"):
+        open_store(uri)
+    assert list_stores(str(tmp_path)) == []
+    assert _create(tmp_path / "store").rows == ROWS
+    assert list_stores(str(tmp_path)) == [uri]
+
+
+def test_a_store_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScoreStoreError, match="manifest is empty"):
+        _create(tmp_path / "store", rows=0)
+
+
+@pytest.mark.parametrize(("shard_rows", "side_px"), [(48, 256), (50, 128), (7, 512), (4, 8)])
+def test_a_chunk_divides_its_shard_and_stays_below_a_mebibyte(tmp_path: Path, shard_rows: int, side_px: int) -> None:
+    _create(tmp_path / "store", rows=shard_rows, shard_rows=shard_rows, map_size_px=side_px)
+    array: Any = zarr.open_group(str(tmp_path / "store"), mode="r")["anomaly_map"]
+    chunk_rows = array.chunks[0]
+    assert array.shards == (shard_rows, side_px, side_px)
+    assert shard_rows % chunk_rows == 0
+    assert chunk_rows * side_px**2 * 2 <= 1 << 20 or chunk_rows == 1
+
+
+def test_reading_one_map_decodes_one_chunk_and_not_the_shard(tmp_path: Path) -> None:
+    store = _create(tmp_path / "store", rows=16, shard_rows=16, map_size_px=256)  # 8 maps a chunk
+    rng = np.random.default_rng(0)
+    maps = rng.random((16, 256, 256), np.float32).astype(np.float16)
+    store.write_shard(0, image=np.zeros(16, np.float32), maps=maps, failures=[])
+    path = Path(store.uri) / "anomaly_map/c/0/0/0"
+    content = bytearray(path.read_bytes())
+    start = len(content) // 4  # in the first of the two chunks
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+    assert not np.array_equal(store.read_maps(range(8)), maps[:8])
+    np.testing.assert_array_equal(store.read_maps(np.array([12])), maps[12:13])
