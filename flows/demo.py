@@ -12,6 +12,7 @@ from storage import filesystems
 from storage.datasets.folder import FolderSource
 from tasks.demo import NOTICE, SlidePlan, build_slide, list_slides, plan_slides
 from tasks.execution import ExecutionConfig
+from tasks.heartbeats import no_heartbeats
 from tasks.progress import show_progress
 from tasks.references import ReportReference
 from tasks.train import TrainingConfig
@@ -26,7 +27,8 @@ def demo(config: RunConfig, plans: list[SlidePlan]) -> ReportReference:
         for _ in as_completed(futures):
             bar.advance()
     list_slides(plans, [future.result() for future in futures], folder=folder)
-    return run(config)
+    with no_heartbeats():
+        return run(config)
 
 
 def demo_config(*, store: str, quick: bool, execution: ExecutionConfig) -> tuple[RunConfig, list[SlidePlan]]:

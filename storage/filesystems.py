@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
     fs, path = _open_store(uri)
     return bytes(fs.cat_file(path))
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file by (offset, count), from an object store all at once."""
+    fs, path = _open_store(uri)
+    starts, ends = [offset for offset, _ in ranges], [offset + count for offset, count in ranges]
+    return list(fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise"))
 
 
 def write_bytes(uri: str, content: bytes) -> None:

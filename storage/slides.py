@@ -6,42 +6,27 @@ OpenSlide, which composites every read, reads every other format and is the orac
 
 import math
 import os
-import re
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import Protocol, Self
 
-import fsspec
-import imagecodecs
 import numpy as np
 import openslide
 import tifffile
-from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+
+from storage import filesystems
+from storage.tiff_levels import TIFF_ERRORS, NotPlainTiffError, UnreadableSlideError, parse_tiff, plausible_spacing, spacing_of_resolution
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _SMALLEST_SLIDE_PX = 2048
-_PRINTING_DEFAULT_UM = 80.0  # 300 dpi and coarser (72, 96, 150 dpi): written by picture editors, measured by nobody
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0, ResolutionUnit: 2 inch, 3 centimetre; 1 is none
-_PLAIN_COMPRESSIONS = (1, 5, 7)  # none, LZW, JPEG
-_JPEG = 7
-_PREDICTORS = (1, 2)
-# In a scan, 0xFF is followed by 0 (stuffing), 0xFF (filling) or a restart; any other marker ends it (ITU-T T.81, B.1.1)
-_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _KEPT_BYTES = 32 << 20  # as much as OpenSlide's own cache
-# What tifffile and struct raise on bytes that are no sound TIFF; OSError is left to pass, it may be the network
-_TIFF_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error)
-
-
-class UnreadableSlideError(ValueError):
-    """A slide that is truncated, corrupt or not a slide; the message names the file and the reason."""
 
 
 class SlideReader(Protocol):
@@ -91,8 +76,8 @@ def open_slide(uri: str | os.PathLike[str]) -> SlideReader:
     uri = os.fspath(uri)
     try:
         return TiffSlide(uri)
-    except _NotPlainTiffError as error:
-        local = _local_path(uri)
+    except NotPlainTiffError as error:
+        local = filesystems.local_path(uri)
         if local is None:
             raise UnreadableSlideError(f"{uri}: {error}; only OpenSlide may read it, from a local disk: copy it there") from error
         try:
@@ -114,10 +99,10 @@ def is_slide(uri: str | os.PathLike[str]) -> bool:
     if suffix not in _TIFF_SUFFIXES:
         return False
     try:
-        with fsspec.open(uri, "rb") as file, tifffile.TiffFile(file, name=uri) as tif:
+        with filesystems.open_for_reading(uri) as file, tifffile.TiffFile(file, name=uri) as tif:
             first = tif.pages.first
             return bool(first.is_tiled) and max(first.imagewidth, first.imagelength) >= _SMALLEST_SLIDE_PX
-    except _TIFF_ERRORS:
+    except TIFF_ERRORS:
         return False
 
 
@@ -172,11 +157,10 @@ class TiffSlide:
 
     def __init__(self, uri: str):
         self._uri = uri
-        self._fs, self._path = url_to_fs(uri)
-        local = _local_path(uri)
-        self._file = local.open("rb") if local is not None else self._fs.open(self._path, "rb")
+        local = filesystems.local_path(uri)
+        self._file = local.open("rb") if local is not None else filesystems.open_for_reading(uri)
         try:
-            self._levels, self.spacing_um = _parse_tiff(self._file, uri)
+            self._levels, self.spacing_um = parse_tiff(self._file, uri)
         except BaseException:
             self._file.close()
             raise
@@ -239,8 +223,7 @@ class TiffSlide:
         """Read (offset, count) ranges without a file position, which threads would have to share."""
         if self._is_local:
             return [os.pread(self._file.fileno(), count, offset) for offset, count in ranges]
-        starts, ends = [offset for offset, _ in ranges], [offset + count for offset, count in ranges]
-        return list(self._fs.cat_ranges([self._path] * len(ranges), starts, ends, on_error="raise"))
+        return filesystems.read_ranges(self._uri, ranges)
 
     def _decode(self, level: int, index: int, data: bytes) -> NDArray[np.uint8]:
         tiles = self._levels[level]
@@ -320,139 +303,11 @@ class OpenSlideReader:
                 raise UnreadableSlideError(f"{self._path}: {at} cannot be decoded: {error}") from error
 
 
-class _NotPlainTiffError(Exception):
-    """What the fast reader leaves to OpenSlide, and why."""
-
-
-@dataclass(frozen=True)
-class _Level:
-    width_px: int
-    height_px: int
-    tile_width_px: int
-    tile_height_px: int
-    offsets: Sequence[int]
-    byte_counts: Sequence[int]
-    decode: Callable[[bytes, int], NDArray[np.uint8]]  # bytes and index of a tile -> (H, W, 3); raises what its codec raises
-
-    @property
-    def tiles_across(self) -> int:
-        return math.ceil(self.width_px / self.tile_width_px)
-
-
-def _parse_tiff(file: IO[bytes], uri: str) -> tuple[tuple[_Level, ...], float | None]:
-    """Find the levels and the spacing; raises `_NotPlainTiffError`, or `UnreadableSlideError` when bytes are missing."""
-    try:
-        with tifffile.TiffFile(file, name=uri) as tif:
-            first = tif.pages.first
-            _check_maker_is_plain(first)
-            pages = [page for page in tif.pages if isinstance(page, tifffile.TiffPage)]
-            _check_page_chain_is_whole(tif, uri)
-            # OpenSlide's rules: of an Aperio file every tiled page is a level, of another every one that says it is reduced
-            levels = [first, *(page for page in pages[1:] if page.is_tiled and (first.is_svs or page.subfiletype & 1))]
-            levels.sort(key=lambda page: -page.imagewidth)
-            return tuple(_describe_level(page, tif.filehandle.size, uri) for page in levels), _spacing_of_page(first)
-    except UnreadableSlideError:
-        raise
-    except _TIFF_ERRORS as error:
-        raise _NotPlainTiffError(f"not a readable TIFF: {error}") from error
-
-
-def _check_maker_is_plain(first: tifffile.TiffPage) -> None:
-    """Leave to OpenSlide the TIFF of Leica, Philips, Ventana, Hamamatsu and Trestle, whose pages mean more than levels."""
-    if first.description.lstrip("\ufeff \n").startswith("<") or first.is_ndpi or 700 in first.tags or first.software.startswith("MedScan"):
-        raise _NotPlainTiffError("a scanner's own TIFF dialect")
-
-
-def _check_page_chain_is_whole(tif: tifffile.TiffFile, uri: str) -> None:
-    """Refuse a file whose last directory points past its end: tifffile would drop the lost levels without an error."""
-    handle, form = tif.filehandle, tif.tiff
-    last = tif.pages[-1]
-    handle.seek(last.offset)
-    (tag_count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
-    handle.seek(last.offset + form.tagnosize + tag_count * form.tagsize)
-    (following,) = struct.unpack(form.offsetformat, handle.read(form.offsetsize))
-    if following >= handle.size:
-        raise UnreadableSlideError(f"{uri}: truncated: a directory should stand at byte {following}, the file has {handle.size}")
-
-
-def _describe_level(page: tifffile.TiffPage, size_bytes: int, uri: str) -> _Level:
-    is_plain = (
-        page.is_tiled
-        and page.compression in _PLAIN_COMPRESSIONS
-        and page.predictor in _PREDICTORS
-        and page.photometric in ((2, 6) if page.compression == _JPEG else (2,))  # RGB, YCbCr
-        and page.samplesperpixel == 3
-        and page.bitspersample == 8
-        and page.planarconfig == 1
-        and page.tags.valueof(274, 1) == 1  # Orientation
-        and page.tiledepth == 1
-        and min(page.imagewidth, page.imagelength, page.tilewidth, page.tilelength) > 0
-    )
-    if not is_plain:
-        raise _NotPlainTiffError("not tiled 8-bit RGB with JPEG, LZW or no compression")
-    offsets, byte_counts = tuple(page.dataoffsets), tuple(page.databytecounts)
-    if 0 in byte_counts or 0 in offsets:
-        raise _NotPlainTiffError("some tiles are missing")
-    tile_count = math.ceil(page.imagewidth / page.tilewidth) * math.ceil(page.imagelength / page.tilelength)
-    if not len(offsets) == len(byte_counts) == tile_count:
-        raise _NotPlainTiffError(f"a level of {page.imagewidth}x{page.imagelength} px without its {tile_count} tiles")
-    end = max(offset + count for offset, count in zip(offsets, byte_counts, strict=True))
-    if end > size_bytes:
-        raise UnreadableSlideError(f"{uri}: truncated: its tiles reach to byte {end}, the file has {size_bytes}")
-    return _Level(
-        width_px=page.imagewidth,
-        height_px=page.imagelength,
-        tile_width_px=page.tilewidth,
-        tile_height_px=page.tilelength,
-        offsets=offsets,
-        byte_counts=byte_counts,
-        decode=_jpeg_decoder(page) if page.compression == _JPEG else lambda data, index: np.asarray(page.decode(data, index)[0])[0],
-    )
-
-
-def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    # As OpenSlide has it, and unlike page.decode, the TIFF tag decides the colour space, whatever markers the JPEG data carries
-    colourspace = "YCBCR" if page.photometric == 6 else "RGB"
-    tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
-
-    def decode(data: bytes, index: int) -> NDArray[np.uint8]:
-        _check_jpeg_is_whole(data)
-        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colourspace, outcolorspace="RGB")
-        if tile.shape != shape:
-            raise ValueError(f"expected {shape[1]}x{shape[0]} px in three channels, got an array of shape {tile.shape}")
-        return tile
-
-    return decode
-
-
-def _check_jpeg_is_whole(data: bytes) -> None:
-    """Refuse JPEG data whose last scan does not run to its end marker: libjpeg would fill the rest with grey and only warn."""
-    end = _SCAN_END.search(data, data.rfind(b"\xff\xda") + 2)
-    if end is None or end.group() != b"\xff\xd9":
-        raise ValueError("JPEG data is cut off" if end is None else f"JPEG data is interrupted at byte {end.start()} of {len(data)}")
-
-
-def _spacing_of_page(page: tifffile.TiffPage) -> float | None:
-    aperio = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description) if page.is_svs else None
-    if aperio:
-        return _plausible_spacing(float(aperio.group(1)))
-    numerator, denominator = page.tags.valueof(282, (0, 1))  # XResolution
-    return _spacing_of_resolution(numerator / denominator if denominator else 0.0, page.tags.valueof(296, 2))
-
-
 def _spacing_of_properties(properties: Mapping[str, str]) -> float | None:
     if openslide.PROPERTY_NAME_MPP_X in properties:
-        return _plausible_spacing(float(properties[openslide.PROPERTY_NAME_MPP_X]))
+        return plausible_spacing(float(properties[openslide.PROPERTY_NAME_MPP_X]))
     unit = {"inch": 2, "centimeter": 3}.get(properties.get("tiff.ResolutionUnit", ""), 1)
-    return _spacing_of_resolution(float(properties.get("tiff.XResolution", 0)), unit)
-
-
-def _spacing_of_resolution(pixels_per_unit: float, unit: int) -> float | None:
-    return _plausible_spacing(_UM_PER_UNIT[unit] / pixels_per_unit) if unit in _UM_PER_UNIT and pixels_per_unit > 0 else None
-
-
-def _plausible_spacing(spacing_um: float) -> float | None:
-    return spacing_um if 0 < spacing_um < _PRINTING_DEFAULT_UM else None
+    return spacing_of_resolution(float(properties.get("tiff.XResolution", 0)), unit)
 
 
 def _downsamples(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
@@ -499,8 +354,3 @@ def _halve_until(level: NDArray[np.uint8], below_px: int) -> Iterator[NDArray[np
         height_px, width_px = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
         level = np.asarray(Image.fromarray(level[:height_px, :width_px]).reduce(2))
         yield level
-
-
-def _local_path(uri: str) -> Path | None:
-    fs, path = url_to_fs(uri)
-    return Path(path) if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol) else None

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from methods.curation.splits import SplitConfig, leaking_subjects, split_subjects
 from methods.curation.tissue import TissueConfig, find_tissue, tile_grid, tissue_share
 from storage import filesystems
-from storage.datasets.folder import FolderSource, SourceError, SourceItem, list_folder
+from storage.datasets.folder import FolderSource, list_folder
+from storage.datasets.source import SourceError, SourceItem
 from storage.images import picture_size, read_mask
 from storage.manifest import sample_id, write_manifest
 from storage.slides import is_slide, open_slide

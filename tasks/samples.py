@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from storage import filesystems
 from storage.images import UnreadableImageError, read_image, read_mask
-from storage.slides import SlideReader, UnreadableSlideError, is_slide, open_slide
+from storage.slides import SlideReader, is_slide, open_slide
+from storage.tiff_levels import UnreadableSlideError
 
 Row = Mapping[Hashable, Any] | pd.Series  # a row of the manifest, as a dictionary or as pandas has it
 READ_ERRORS = (UnreadableImageError, UnreadableSlideError, FileNotFoundError, PermissionError)

@@ -115,7 +115,7 @@ def _start(port: int) -> Server:
     environment = {**os.environ, "PREFECT_UI_API_URL": "/api"}
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "tasks.prefect_server", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

@@ -1,39 +1,31 @@
 """A folder of a user's own pictures or slides: `normal/`, `abnormal/` and `masks/`, or a CSV with the manifest's columns."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import filesystems
+from storage.datasets.source import PICTURE_SUFFIXES, SLIDE_SUFFIXES, SPLITS, SourceError, SourceItem, known, list_pictures, stem_of
 
-_SUFFIXES = frozenset(
-    [
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".tif",
-        ".tiff",
-        ".bmp",
-        ".webp",
-        ".gif",
-        ".svs",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".bif",
-        ".vms",
-        ".svslide",
-    ]  # what Pillow or OpenSlide read here
+_CSV_COLUMNS = (
+    "uri",
+    "dataset",
+    "subject_id",
+    "lesion_id",
+    "slide_id",
+    "label",
+    "finding",
+    "mask_uri",
+    "split",
+    "spacing_um",
+    "annotation_uri",
+    "site",
+    "skin_tone",
+    "projection",
 )
-_CSV_COLUMNS = ("uri", "dataset", "subject_id", "lesion_id", "slide_id", "label", "finding", "mask_uri", "split", "spacing_um")
-_UNKNOWN = ("", "nan", "none", "null", "unknown")
-
-
-class SourceError(ValueError):
-    """A source that cannot be used as it is; the message says what to do."""
+_SUFFIXES = PICTURE_SUFFIXES | SLIDE_SUFFIXES
 
 
 class FolderSource(BaseModel):
@@ -47,27 +39,6 @@ class FolderSource(BaseModel):
     abnormal: str = Field(default="abnormal", description="subfolder of abnormal pictures")
     masks: str = Field(default="masks", description="subfolder of masks, each named like its picture (any image suffix)")
     dataset: str | None = Field(default=None, description="name of the data set; the folder's name when not given")
-
-
-@dataclass(frozen=True)
-class SourceItem:
-    """A picture or slide of a source, before anything of it was read.
-
-    Attributes:
-        label: 0 normal, 1 abnormal, None unknown; of the whole picture.
-        split: where the source prescribes one.
-    """
-
-    uri: str
-    dataset: str
-    subject_id: str
-    label: int | None
-    lesion_id: str | None = None
-    slide_id: str | None = None
-    finding: str | None = None
-    mask_uri: str | None = None
-    split: str | None = None
-    spacing_um: float | None = None
 
 
 def list_folder(source: FolderSource) -> list[SourceItem]:
@@ -90,18 +61,18 @@ def list_folder(source: FolderSource) -> list[SourceItem]:
 
 def _from_subfolders(source: FolderSource, root: str) -> list[SourceItem]:
     masks: dict[str, str] = {}
-    for uri in _pictures(filesystems.join(root, source.masks)):
-        if masks.setdefault(_stem(uri), uri) != uri:
-            raise SourceError(f"two masks are named {_stem(uri)!r}: {masks[_stem(uri)]} and {uri}; keep one")
+    for uri in list_pictures(filesystems.join(root, source.masks), suffixes=_SUFFIXES):
+        if masks.setdefault(stem_of(uri), uri) != uri:
+            raise SourceError(f"two masks are named {stem_of(uri)!r}: {masks[stem_of(uri)]} and {uri}; keep one")
     dataset = source.dataset or filesystems.name_of(root)
     items = []
     for label, subfolder in ((0, source.normal), (1, source.abnormal)):
         folder = root if subfolder == "." else filesystems.join(root, subfolder)
         others = {filesystems.join(root, name) for name in (source.normal, source.abnormal, source.masks)} - {folder}
-        for uri in _pictures(folder):
+        for uri in list_pictures(folder, suffixes=_SUFFIXES):
             if not any(uri.startswith(other + "/") for other in others):
                 # without a table every picture is taken for a subject of its own
-                items.append(SourceItem(uri=uri, dataset=dataset, subject_id=_stem(uri), label=label, mask_uri=masks.get(_stem(uri))))
+                items.append(SourceItem(uri=uri, dataset=dataset, subject_id=stem_of(uri), label=label, mask_uri=masks.get(stem_of(uri))))
     return items
 
 
@@ -113,19 +84,19 @@ def _from_csv(source: FolderSource, uri: str) -> list[SourceItem]:
     if "uri" not in table.columns:
         raise SourceError(f"{source.path}: the column uri is missing")
     folder = uri.rsplit("/", 1)[0]
-    dataset = source.dataset or _stem(uri)
+    dataset = source.dataset or stem_of(uri)
     return [_from_row(source, number, row, folder, dataset) for number, row in enumerate(table.to_dict("records"), start=2)]
 
 
 def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str, dataset: str) -> SourceItem:
-    values = {name: None if value.strip().lower() in _UNKNOWN else value.strip() for name, value in row.items()}
+    values = {name: known(value) for name, value in row.items()}
     where = f"{source.path}, line {line}"
     uri = values.get("uri")
     if uri is None:
         raise SourceError(f"{where}: uri is empty")
     if values.get("label") not in (None, "0", "1"):
         raise SourceError(f"{where}: label is {values['label']!r}; expected 0 (normal), 1 (abnormal) or nothing (unknown)")
-    if values.get("split") not in (None, "train", "validation", "test", "archive"):
+    if values.get("split") not in (None, *SPLITS):
         raise SourceError(f"{where}: split is {values['split']!r}; expected train, validation, test, archive or nothing")
     spacing_um = _to_number(values.get("spacing_um"))
     if spacing_um is not None and not 0 < spacing_um < math.inf:
@@ -134,7 +105,7 @@ def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str,
     return SourceItem(
         uri=_resolve(folder, uri),
         dataset=values.get("dataset") or dataset,
-        subject_id=values.get("subject_id") or _stem(uri),
+        subject_id=values.get("subject_id") or stem_of(uri),
         label=int(values["label"]) if values.get("label") else None,  # type: ignore[arg-type]
         lesion_id=values.get("lesion_id"),
         slide_id=values.get("slide_id"),
@@ -142,6 +113,10 @@ def _from_row(source: FolderSource, line: int, row: dict[Any, str], folder: str,
         mask_uri=_resolve(folder, mask_uri) if mask_uri else None,
         split=values.get("split"),
         spacing_um=spacing_um,
+        annotation_uri=_resolve(folder, annotation_uri) if (annotation_uri := values.get("annotation_uri")) else None,
+        site=values.get("site"),
+        skin_tone=values.get("skin_tone"),
+        projection=values.get("projection"),
     )
 
 
@@ -152,15 +127,5 @@ def _to_number(text: str | None) -> float | None:
         return math.nan
 
 
-def _pictures(folder: str) -> list[str]:
-    if not filesystems.exists(folder):
-        return []
-    return [uri for uri in filesystems.list_files(folder) if "." + uri.lower().rsplit(".", 1)[-1] in _SUFFIXES]
-
-
 def _resolve(folder: str, uri: str) -> str:
     return uri if "://" in uri or uri.startswith("/") else filesystems.join(folder, uri)
-
-
-def _stem(uri: str) -> str:
-    return filesystems.name_of(uri).rsplit(".", 1)[0]

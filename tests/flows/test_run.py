@@ -16,7 +16,8 @@ from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.metrics import UndefinedMetricError
-from storage.datasets.folder import FolderSource, SourceError
+from storage.datasets.folder import FolderSource
+from storage.datasets.source import SourceError
 from storage.scores import open_store
 from tasks.caching import steps
 from tasks.curate import TooManyFailuresError

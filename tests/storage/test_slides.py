@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from storage.slides import OpenSlideReader, TiffSlide, UnreadableSlideError, is_slide, open_slide, write_pyramid
+from storage.slides import OpenSlideReader, TiffSlide, is_slide, open_slide, write_pyramid
+from storage.tiff_levels import UnreadableSlideError
 
 APERIO = "Aperio Image Library v11\r\n1427x1301 (256x256) JPEG|AppMag = 20|MPP = 0.4990|Filename = x"
 

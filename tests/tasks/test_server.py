@@ -1,6 +1,8 @@
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tasks import server
@@ -38,3 +40,25 @@ def test_the_server_outlives_the_call_is_used_again_and_stops(tmp_path: Path, mo
     assert stopped is not None
     assert not server.is_healthy(f"{stopped.ui_url}/api")
     assert (tmp_path / "prefect" / "prefect.db").exists()
+
+
+@pytest.mark.slow
+def test_writers_wait_for_one_another_instead_of_being_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own transactions on SQLite answer 503 here, and its client tries again two seconds later."""
+    monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    try:
+        api = server.ensure_server() + "/api"
+        flow = httpx.post(f"{api}/flows/", json={"name": "flow"}, timeout=60).json()["id"]
+        run = httpx.post(f"{api}/flow_runs/", json={"flow_id": flow}, timeout=60).json()["id"]
+
+        def create(number: int) -> int:
+            task = {"flow_run_id": run, "task_key": "task", "dynamic_key": str(number), "state": {"type": "RUNNING"}}
+            return httpx.post(f"{api}/task_runs/", json=task, timeout=60).status_code
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(create, range(200)))
+    finally:
+        server.stop_server()
+    assert set(answers) == {201}

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from storage.datasets.folder import FolderSource, SourceError, list_folder
+from storage.datasets.folder import FolderSource, list_folder
+from storage.datasets.source import SourceError
 
 
 def _touch(root: Path, *names: str) -> Path:
