@@ -26,6 +26,8 @@ app = typer.Typer(
     goes on where it was. Steps, logs and history stand in the Prefect UI (`normascope ui`).""",
 )
 
+_LEAKS_SHOWN = 50
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="the run's configuration; README.md shows one of a dozen lines")]
 Port = Annotated[int | None, typer.Option(help="port of the Prefect server to start; 4200 or the next free one when not given")]
 
@@ -71,13 +73,23 @@ def run(config: ConfigPath, port: Port = None) -> None:
 
 @app.command()
 def curate(config: ConfigPath, port: Port = None) -> None:
-    """Only curate: list the source, cut slides into tiles, split by subject, write the manifest."""
+    """Only curate: list the sources, cut slides and photographs, find duplicates, split by group, write the manifest.
+
+    Prints the samples by data set, label, split and, where they are excluded, the reason; previews show what was cut.
+    """
     with _command(port):
         from flows.config import load_config
         from flows.curate import curate as flow
 
-        manifest = flow(load_config(config))
+        loaded = load_config(config)
+        manifest = flow(loaded)
+        from tasks.curate import count_rows
+
+        for row in count_rows(manifest):
+            why = f" ({row['excluded']})" if row["excluded"] else ""
+            typer.echo(f"{row['samples']:>8} {row['label']:<9} {row['split']:<11} {row['dataset']}, {row['subjects']} subjects{why}")
         typer.echo(f"manifest of {manifest['rows']} samples: {manifest['uri']}")
+        typer.echo(f"previews:   {loaded.store}/previews")
 
 
 @app.command()
@@ -104,6 +116,25 @@ def evaluate(config: ConfigPath, port: Port = None) -> None:
 
         loaded, manifest, models, stores = _until_score(config)
         _announce(flow(loaded, manifest, models, stores), ui_url, painted=loaded.shown_notice is not None)
+
+
+@app.command(name="check-splits")
+def check_splits(
+    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],
+    across_datasets: Annotated[bool, typer.Option(help="the same id in two data sets is the same person")] = False,
+) -> None:
+    """Prove that no subject, lesion, slide, duplicate or group is in two splits of a manifest, or list those that are and exit with 1."""
+    with _errors():
+        from tasks.grouping import describe_leaks
+
+        summary, leaks = describe_leaks(manifest, across_datasets=across_datasets)
+        for leak in leaks[:_LEAKS_SHOWN]:
+            typer.echo(leak)
+        if len(leaks) > _LEAKS_SHOWN:
+            typer.echo(f"… and {len(leaks) - _LEAKS_SHOWN} more")
+        typer.echo(summary)
+    if leaks:
+        raise typer.Exit(1)
 
 
 @app.command()

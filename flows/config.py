@@ -1,8 +1,9 @@
 """One run's configuration: a YAML file that becomes the parameters of the flows."""
 
 import difflib
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,8 +13,8 @@ from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig
 from storage import filesystems
-from storage.datasets.folder import FolderSource
-from tasks.curate import TilingConfig
+from storage.datasets.registry import AnySource
+from tasks.curation import CurationConfig, TilingConfig
 from tasks.evaluate import EvaluationConfig
 from tasks.execution import ExecutionConfig
 from tasks.paint import PAINTED_NOTICE, PaintConfig
@@ -32,9 +33,11 @@ class RunConfig(BaseModel):
 
     name: str = Field(pattern=r"^[\w .-]+$", description="of the run, in the UI and in the report")
     store: str = Field(description="folder or s3://bucket/prefix where everything is kept")
-    source: FolderSource
+    source: Annotated[tuple[AnySource, ...], Field(min_length=1, description="one source, or a list of several")]
     paint: PaintConfig | None = None
     tiling: TilingConfig = TilingConfig()
+    curation: CurationConfig = CurationConfig()
+    previous_manifest: str | None = Field(default=None, description="of a grown archive: what is in it keeps its split, the rest is dealt")
     split: SplitConfig = SplitConfig()
     detectors: tuple[DetectorConfig, ...] = Field(default=(PatchCoreConfig(), AutoencoderConfig()), min_length=1)
     training: TrainingConfig = TrainingConfig()
@@ -49,6 +52,11 @@ class RunConfig(BaseModel):
         """The notice, and that anomalies are painted where they are."""
         painted = PAINTED_NOTICE if self.paint is not None else None
         return " ".join(text for text in (self.notice, painted) if text) or None
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _as_several(cls, source: Any) -> Any:
+        return source if isinstance(source, list | tuple) else (source,)
 
     @field_validator("store")
     @classmethod
@@ -81,9 +89,22 @@ def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     resolved = dict(values)
     if isinstance(store := values.get("store"), str):
         resolved["store"] = _resolve(folder, store)
-    if isinstance(source := values.get("source"), dict) and isinstance(source.get("path"), str):
-        resolved["source"] = {**source, "path": _resolve(folder, source["path"])}
+    if isinstance(previous := values.get("previous_manifest"), str):
+        resolved["previous_manifest"] = _resolve(folder, previous)
+    if isinstance(source := values.get("source"), list):
+        resolved["source"] = [_beside_source(folder, one) for one in source]
+    elif source is not None:
+        resolved["source"] = _beside_source(folder, source)
+    if isinstance(curation := values.get("curation"), dict) and isinstance(stain := curation.get("stain"), dict) and "target" in stain:
+        resolved["curation"] = {**curation, "stain": {**stain, "target": _resolve(folder, str(stain["target"]))}}
     return resolved
+
+
+def _beside_source(folder: Path, source: Any) -> Any:
+    if not isinstance(source, dict) or not isinstance(source.get("path", "."), str):
+        return source
+    with_kind = {"kind": "folder", **source}
+    return with_kind if "path" not in source else {**with_kind, "path": _resolve(folder, source["path"])}
 
 
 def _resolve(folder: Path, uri: str) -> str:
@@ -100,8 +121,17 @@ def _explain(found: Any) -> str:
 
 
 def _known_keys() -> list[str]:
-    parts: list[type[BaseModel]] = [
-        RunConfig, FolderSource, PaintConfig, TilingConfig, SplitConfig, TrainingConfig, ScoringConfig, EvaluationConfig, ExecutionConfig,
-        AutoencoderConfig, PatchCoreConfig,
-    ]  # fmt: skip
-    return sorted({name for part in parts for name in part.model_fields})
+    """The keys of every model that a configuration is made of, found through the annotations."""
+    waiting: list[Any] = [RunConfig]
+    seen: set[Any] = set()
+    names: set[str] = set()
+    while waiting:
+        part = waiting.pop()
+        if part in seen or not isinstance(part, Hashable):
+            continue
+        seen.add(part)
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            names |= set(part.model_fields)
+            waiting += [field.annotation for field in part.model_fields.values()]
+        waiting += get_args(part)
+    return sorted(names)

@@ -1,4 +1,4 @@
-"""Source → manifest."""
+"""Sources → manifest."""
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
@@ -6,29 +6,43 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import RunConfig
-from tasks.curate import assemble_manifest, survey, tabulate
+from storage import filesystems
+from tasks.curate import assemble_manifest, count_rows, prepare_stain, tabulate
 from tasks.paint import paint_items
 from tasks.progress import show_progress
 from tasks.references import ManifestReference
+from tasks.survey import deal_batches, survey
 
 
 @flow(name="curate", flow_run_name="curate {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))  # type: ignore[arg-type]
 def curate(config: RunConfig) -> ManifestReference:
-    """Fingerprint every file, tabulate each picture or slide, split by subject, write the manifest."""
+    """Fingerprint every file, tabulate slides and pictures, find duplicates, split by group, write the manifest."""
     items = survey(config.source, store=config.store)
     if config.paint is not None:
         items = paint_items(items, paint=config.paint, store=config.store)
-    futures = [tabulate.submit(item, tiling=config.tiling, store=config.store, execution=config.execution) for item in items]
-    with show_progress("curate", len(futures)) as bar:
-        for _ in as_completed(futures):
-            bar.advance()
+    batches = deal_batches(items, store=config.store)
+    stain = prepare_stain(config.curation)
+    futures = [
+        tabulate.submit(batch, tiling=config.tiling, curation=config.curation, stain=stain, store=config.store, execution=config.execution)
+        for batch in batches
+    ]
+    with show_progress("curate", len(items)) as bar:
+        for future in as_completed(futures):
+            bar.advance(future.result()["items"])
     tables = [future.result() for future in futures]
     create_table_artifact(
-        key="curation",
-        table=[{name: table[name] for name in ("name", "rows", "excluded", "note")} for table in tables],
-        description="Rows by picture",
+        key="curation-by-file",
+        table=[{name: table[name] for name in ("name", "items", "rows", "excluded", "note", "preview_uri")} for table in tables],
+        description="What became of each slide and each batch of pictures",
     )
     manifest: ManifestReference = assemble_manifest(
-        tables, split=config.split, failed_share_max=config.failed_share_max, store=config.store
+        tables,
+        split=config.split,
+        curation=config.curation,
+        previous_manifest=config.previous_manifest,
+        previous_digest=filesystems.sha256_of(config.previous_manifest) if config.previous_manifest is not None else None,
+        failed_share_max=config.failed_share_max,
+        store=config.store,
     )
+    create_table_artifact(key="curation-counts", table=count_rows(manifest), description="Samples by data set, split, label and reason")
     return manifest

@@ -3,14 +3,43 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 from fsspec.core import url_to_fs
 
 _HASH_BLOCK_BYTES = 1 << 22
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _explained(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
+    """Turn what object stores raise into OSErrors that name the place and say what to do; a local disk's do so themselves.
+
+    PermissionError: refused, or no credentials. ConnectionError: no answer.
+    """
+
+    @wraps(function)
+    def explained(uri: str, *arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return function(uri, *arguments, **options)
+        except Exception as error:
+            if (isinstance(error, PermissionError) and error.errno is None) or type(error).__name__ in _WITHOUT_CREDENTIALS:
+                raise PermissionError(f"{uri}: the object store gives no access ({error}); {_CREDENTIALS}") from error
+            if type(error).__module__ == "botocore.exceptions":
+                raise ConnectionError(f"{uri}: the object store does not answer ({error}); {_ENDPOINT}") from error
+            raise
+
+    return explained
+
+
+_WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+_CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and what they may read and write"
+_ENDPOINT = "check AWS_ENDPOINT_URL and the network"
 
 
 def local_path(uri: str) -> Path | None:
@@ -41,12 +70,14 @@ def as_link(uri: str) -> str:
     return path.as_uri() if path is not None else uri
 
 
+@_explained
 def exists(uri: str) -> bool:
     """Whether something, a file or a folder, is there."""
     fs, path = _open_store(uri)
     return bool(fs.exists(path))
 
 
+@_explained
 def list_files(uri: str) -> list[str]:
     """All files below a folder, sorted, as URIs of the same kind; hidden files and half-written ones are left out."""
     fs, path = _open_store(uri)
@@ -55,6 +86,7 @@ def list_files(uri: str) -> list[str]:
     return sorted(path + name if "file" in _protocols(fs) else join(uri, name) for name in visible)
 
 
+@_explained
 def list_folders(uri: str) -> list[str]:
     """The folders right below a folder, sorted; none where the folder does not exist."""
     fs, path = _open_store(uri)
@@ -63,18 +95,21 @@ def list_folders(uri: str) -> list[str]:
     return sorted(join(uri, name_of(entry["name"])) for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
 
 
+@_explained
 def open_for_reading(uri: str) -> Any:
     """A binary file object that seeks."""
     fs, path = _open_store(uri)
     return fs.open(path, "rb")
 
 
+@_explained
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
     fs, path = _open_store(uri)
     return bytes(fs.cat_file(path))
 
 
+@_explained
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Parts of a file by (offset, count), from an object store all at once."""
     fs, path = _open_store(uri)
@@ -82,6 +117,7 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     return list(fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise"))
 
 
+@_explained
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file renamed locally, one put in an object store."""
     fs, path = _open_store(uri)
@@ -123,6 +159,7 @@ def write_table(uri: str, table: pd.DataFrame) -> None:
     write_bytes(uri, table.to_parquet(index=False, compression="zstd"))
 
 
+@_explained
 def sha256_of(uri: str) -> str:
     """The SHA-256 of a file's content, in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
@@ -149,16 +186,12 @@ class FingerprintBook:
 
     def fingerprint(self, uri: str) -> str:
         """SHA-256 of the content; raises FileNotFoundError where there is nothing."""
-        fs, path = _open_store(uri)
-        info = fs.info(path)
-        if info["type"] == "directory":
-            raise IsADirectoryError(f"expected a file, found a folder: {uri}")
-        stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified") or "")
+        size_bytes, stamp = _look_up(uri)
         known = self._known.get(uri)
-        if stamp and known is not None and known[:2] == (int(info["size"]), stamp):
+        if stamp and known is not None and known[:2] == (size_bytes, stamp):
             return known[2]
         digest = sha256_of(uri)
-        self._known[uri] = (int(info["size"]), stamp, digest)
+        self._known[uri] = (size_bytes, stamp, digest)
         self._changed = True
         return digest
 
@@ -168,6 +201,17 @@ class FingerprintBook:
             rows = [(uri, *entry) for uri, entry in sorted(self._known.items())]
             write_table(self._uri, pd.DataFrame(rows, columns=["uri", "size_bytes", "stamp", "sha256"]))
             self._changed = False
+
+
+@_explained
+def _look_up(uri: str) -> tuple[int, str]:
+    """Size in bytes and modification stamp of a file; an empty stamp where the store has none."""
+    fs, path = _open_store(uri)
+    info = fs.info(path)
+    if info["type"] == "directory":
+        raise IsADirectoryError(f"expected a file, found a folder: {uri}")
+    stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified") or "")
+    return int(info["size"]), stamp
 
 
 def _open_store(uri: str) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Pictures and masks: files of the usual formats ↔ arrays, through Pillow."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +94,13 @@ def write_image(file: PictureFile, image: NDArray[np.uint8], *, format: str = "P
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"expected uint8 of shape (H, W, 3) or (H, W), got {image.dtype} of shape {image.shape}")
     Image.fromarray(image).save(file, format=format, quality=quality)
+
+
+def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 90) -> bytes:
+    """A picture, (H, W, 3) uint8 RGB, as the bytes of a JPEG file."""
+    buffer = io.BytesIO()
+    write_image(buffer, image, format="JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def write_mask(file: PictureFile, mask: NDArray[np.bool_]) -> None:

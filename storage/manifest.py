@@ -1,14 +1,18 @@
 """The manifest: a Parquet table in which one row is one sample, and the row's number its index in every score array."""
 
 import hashlib
+import io
 from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
+import pyarrow as arrow
+from pyarrow import parquet
 
 from storage import filesystems
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_VERSION_KEY = b"normascope.manifest"
 SPLITS = ("train", "validation", "test", "archive")
 
 
@@ -24,13 +28,20 @@ _SCHEMA = pa.DataFrameSchema(
     {
         "sample_id": _text(unique=True),
         "uri": _text(),
+        "frame": _text(nullable=True),  # which picture of a file that holds many, "array:index"
         "sha256": _text(nullable=True),  # null when the file could not be read
         "dataset": _text(),
         "subject_id": _text(checks=pa.Check(lambda column: column.str.len() > 0, error="must not be empty")),
         "lesion_id": _text(nullable=True),
         "slide_id": _text(nullable=True),
+        "group_id": _text(
+            nullable=True
+        ),  # what must stay in one split: subject, lesion, slide and near-duplicates joined; null when excluded
         "label": pa.Column("Int8", pa.Check.isin([0, 1]), nullable=True, coerce=True),
         "finding": _text(nullable=True),
+        "site": _text(nullable=True),
+        "skin_tone": _text(nullable=True),
+        "projection": _text(nullable=True),
         "mask_uri": _text(nullable=True),
         "mask_sha256": _text(nullable=True),
         "split": _text(checks=pa.Check.isin(SPLITS), nullable=True),
@@ -41,18 +52,27 @@ _SCHEMA = pa.DataFrameSchema(
         "height_px": pa.Column("int64", pa.Check.ge(0), coerce=True),
         "spacing_um": pa.Column("float64", pa.Check.gt(0), nullable=True, coerce=True),
         "tissue_share": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),
-        "phash": _text(nullable=True),
+        "abnormal_share": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),  # of the mask in the sample
+        "phash": _text(checks=pa.Check.str_matches(r"^[0-9a-f]{16}$"), nullable=True),  # of the whole picture
+        "sharpness": pa.Column("float64", nullable=True, coerce=True),
+        "brightness": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),
+        "contrast": pa.Column("float64", nullable=True, coerce=True),
+        "ita_deg": pa.Column("float64", pa.Check.in_range(-90, 90), nullable=True, coerce=True),  # individual typology angle of the skin
+        "flags": _text(nullable=True),  # what was noticed and does not exclude: "blurred;pen"
+        "transform": _text(nullable=True),  # what is done to the pixels after reading, as JSON
         "excluded": _text(nullable=True),
     },
     strict=True,
     ordered=True,
 )
 COLUMNS = tuple(_SCHEMA.columns)
+TEXT_COLUMNS = tuple(name for name, column in _SCHEMA.columns.items() if str(column.dtype).startswith("str"))
 
 
-def sample_id(sha256: str, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> str:
-    """The identity of a sample's pixels: 32 hexadecimal digits of the file's digest and the box at its reading level."""
-    return hashlib.sha256(f"{sha256}:{level}:{x_px}:{y_px}:{width_px}:{height_px}".encode()).hexdigest()[:32]
+def sample_id(sha256: str, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int, frame: str | None = None) -> str:
+    """The identity of a sample's pixels: 32 hexadecimal digits of the file's digest, the frame and the box at its reading level."""
+    picture = sha256 if frame is None else f"{sha256}#{frame}"
+    return hashlib.sha256(f"{picture}:{level}:{x_px}:{y_px}:{width_px}:{height_px}".encode()).hexdigest()[:32]
 
 
 def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
@@ -81,9 +101,12 @@ def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_manifest(uri: str, table: pd.DataFrame) -> str:
     """Validate and write; returns the digest (SHA-256 of the file), which names this manifest everywhere."""
-    content = validate_manifest(table).to_parquet(index=False, compression="zstd")
-    filesystems.write_bytes(uri, content)
-    return hashlib.sha256(content).hexdigest()
+    rows = arrow.Table.from_pandas(validate_manifest(table), preserve_index=False)
+    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    buffer = io.BytesIO()
+    parquet.write_table(rows, buffer, compression="zstd")
+    filesystems.write_bytes(uri, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:
@@ -94,7 +117,12 @@ def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:
     """
     if digest is not None and (found := filesystems.sha256_of(uri)) != digest:
         raise ManifestError(f"{uri} is not the manifest this was made for: expected digest {digest[:12]}, found {found[:12]}")
-    return validate_manifest(filesystems.read_table(uri))
+    with filesystems.open_for_reading(uri) as file:
+        rows = parquet.read_table(file)
+    version = (rows.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise ManifestError(f"{uri} has the manifest schema {version}, this normascope reads {SCHEMA_VERSION}: curate again")
+    return validate_manifest(rows.to_pandas())
 
 
 def _row(index: Any) -> str:

@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from storage import filesystems
+from storage.dicom_slides import slide_header_of
+from storage.pictures import is_dicom
 from storage.tiff_levels import TIFF_ERRORS, NotPlainTiffError, UnreadableSlideError, parse_tiff, plausible_spacing, spacing_of_resolution
 
 _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _SMALLEST_SLIDE_PX = 2048
+_BLOCK_PX = 64  # of a damaged level, how much is given up or read from a finer one at once
 _KEPT_BYTES = 32 << 20  # as much as OpenSlide's own cache
 
 
@@ -53,7 +56,7 @@ class SlideReader(Protocol):
         """
 
     def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
-        """Shrink the slide to (H, W, 3) uint8 RGB, the longer side `max_px` (or the slide's own, if that is less), antialiased."""
+        """Shrink the slide; the picture of `look_over`."""
 
     def close(self) -> None:
         """Close the file."""
@@ -87,15 +90,19 @@ def open_slide(uri: str | os.PathLike[str]) -> SlideReader:
 
 
 def is_slide(uri: str | os.PathLike[str]) -> bool:
-    """Tell slides from pictures: a suffix that only scanners write, or a tiled TIFF of 2,048 px or more. Reads at the most a TIFF's header.
+    """Tell slides from pictures: a suffix that only scanners write, a tiled TIFF of 2,048 px or more, DICOM of the class for whole slides.
+
+    Reads at the most a header. A DICOM slide's label and overview count as the slide, which is what `open_slide` opens for them.
 
     Raises:
-        OSError: A TIFF could not be opened.
+        OSError: A TIFF or DICOM file could not be opened.
     """
     uri = os.fspath(uri)
     suffix = Path(uri).suffix.lower()
     if suffix in _SLIDE_SUFFIXES:
         return True
+    if is_dicom(uri):
+        return slide_header_of(uri) is not None
     if suffix not in _TIFF_SUFFIXES:
         return False
     try:
@@ -190,7 +197,7 @@ class TiffSlide:
 
     def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
         """Shrink the slide; see `SlideReader`."""
-        return _shrink(self, max_px)
+        return look_over(self, max_px)[0]
 
     def close(self) -> None:
         """Close the file."""
@@ -269,7 +276,7 @@ class OpenSlideReader:
 
     def thumbnail(self, max_px: int) -> NDArray[np.uint8]:
         """Shrink the slide; see `SlideReader`."""
-        return _shrink(self, max_px)
+        return look_over(self, max_px)[0]
 
     def close(self) -> None:
         """Close the file."""
@@ -329,8 +336,21 @@ def _clip(
     return np.full((height_px, width_px, 3), 255, np.uint8), inside
 
 
-def _shrink(slide: SlideReader, max_px: int) -> NDArray[np.uint8]:
-    """Shrink the smallest level that is large enough, band by band, so that a slide of one level never lies in memory whole."""
+def look_over(slide: SlideReader, max_px: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Shrink a slide, antialiased, past damaged tiles: what a level has lost is read from a finer one.
+
+    The smallest level that is large enough is read band by band, so that a slide of one level never lies in memory whole.
+
+    Args:
+        slide: open for reading.
+        max_px: the longer side, or the slide's own, if that is less.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and (H, W) bool: where no level can be decoded down to level 0; white there.
+
+    Raises:
+        UnreadableSlideError: nothing of the slide can be decoded.
+    """
     if max_px < 1:
         raise ValueError(f"expected max_px of at least 1, got {max_px}")
     level = max((index for index, size in enumerate(slide.level_dimensions) if max(size) >= max_px), default=0)
@@ -339,12 +359,42 @@ def _shrink(slide: SlideReader, max_px: int) -> NDArray[np.uint8]:
     size = max(1, round(slide.width_px * scale)), max(1, round(slide.height_px * scale))
     factor = max(1, max(width_px, height_px) // (2 * max(size)))  # box averages to twice the size at the least, then an antialiased resize
     rows = factor * math.ceil(256 / factor)
-    bands = [
-        np.asarray(Image.fromarray(slide.read_region(0, y, width_px, min(rows, height_px - y), level=level)).reduce(factor))
-        for y in range(0, height_px, rows)
-    ]
-    reduced = Image.fromarray(np.concatenate(bands))
-    return np.asarray(reduced.resize(size, Image.Resampling.LANCZOS, box=(0, 0, width_px / factor, height_px / factor)))
+    bands, holes = [], np.zeros(size[::-1], bool)
+    for y in range(0, height_px, rows):
+        height = min(rows, height_px - y)
+        try:
+            band = slide.read_region(0, y, width_px, height, level=level)
+        except UnreadableSlideError as error:
+            band, lost = _read_past_damage(slide, y, height, level)
+            for left, top, right, bottom in lost * (scale * slide.level_downsamples[level]):
+                holes[int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = True
+            if holes.all():
+                raise UnreadableSlideError(f"nothing of the slide can be decoded: {error}") from error
+        bands.append(np.asarray(Image.fromarray(band).reduce(factor)))
+    box = (0, 0, width_px / factor, height_px / factor)
+    return np.asarray(Image.fromarray(np.concatenate(bands)).resize(size, Image.Resampling.LANCZOS, box=box)), holes
+
+
+def _read_past_damage(slide: SlideReader, y_px: int, height_px: int, level: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """A band of a level, block by block, each from the next finer level that has it; and (n, 4) x0, y0, x1, y1 of what none has."""
+    width_px = slide.level_dimensions[level][0]
+    band, lost = np.full((height_px, width_px, 3), 255, np.uint8), []
+    for y in range(0, height_px, _BLOCK_PX):
+        for x in range(0, width_px, _BLOCK_PX):
+            size = min(_BLOCK_PX, width_px - x), min(_BLOCK_PX, height_px - y)
+            place = np.s_[y : y + size[1], x : x + size[0]]
+            for finer in range(level, -1, -1):
+                ratio = slide.level_downsamples[level] / slide.level_downsamples[finer]
+                left, top, width, height = (round(length * ratio) for length in (x, y_px + y, *size))
+                try:
+                    block = Image.fromarray(slide.read_region(left, top, max(1, width), max(1, height), level=finer))
+                except UnreadableSlideError:
+                    continue
+                band[place] = np.asarray(block.resize(size, Image.Resampling.BOX))
+                break
+            else:
+                lost.append((x, y_px + y, x + size[0], y_px + y + size[1]))
+    return band, np.array(lost, np.int64).reshape(-1, 4)
 
 
 def _halve_until(level: NDArray[np.uint8], below_px: int) -> Iterator[NDArray[np.uint8]]:

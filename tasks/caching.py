@@ -31,6 +31,12 @@ _NAME = re.compile(r"\w+")
 # what waiting mends; everything else (a missing file, a full disk, a wrong value) fails at once
 _PERMANENT_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
+# by name, so that neither Dask nor botocore is imported for it: Zarr reads object stores past `storage.filesystems`, which makes OSErrors
+_PASSING = {
+    *("KilledWorker", "CommClosedError", "FutureCancelledError"),
+    *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
+}
+
 
 class StepCounter:
     """Which steps this process asked for, and which of them were done rather than taken from the cache."""
@@ -114,7 +120,7 @@ def can_pass(error: BaseException) -> bool:
     """Whether an error may be gone when the same is tried again: a lost connection, a time-out, a worker that died."""
     if isinstance(error, OSError):
         return not isinstance(error, _PERMANENT_OS_ERRORS) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return type(error).__name__ in {"KilledWorker", "CommClosedError", "FutureCancelledError"}
+    return type(error).__name__ in _PASSING
 
 
 def _can_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

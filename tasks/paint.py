@@ -9,7 +9,8 @@ from skimage import data
 
 from methods.painting import FINDINGS, Finding, paint_anomalies
 from storage import filesystems
-from storage.images import read_image, write_image, write_mask
+from storage.images import write_image, write_mask
+from storage.pictures import read_picture
 from storage.slides import is_slide
 from tasks.caching import cached_task
 from tasks.references import ItemReference
@@ -59,8 +60,7 @@ def paint_items(items: list[ItemReference], *, paint: PaintConfig, store: str) -
 )
 def paint_item(item: ItemReference, *, finding: Finding, regions: int, seed: int, store: str) -> ItemReference:
     """Write a painted copy of a picture and its mask; the original is not touched."""
-    with filesystems.open_for_reading(item["uri"]) as file:
-        image = read_image(file)
+    image = read_picture(item["uri"], frame=item["frame"], sha256=str(item["sha256"]))
     side = min(image.shape[:2])
     painted = paint_anomalies(
         image,
@@ -70,7 +70,7 @@ def paint_item(item: ItemReference, *, finding: Finding, regions: int, seed: int
         rng=np.random.default_rng(seed),
         foreign=data.gravel(),
     )
-    folder = filesystems.join(store, "painted", str(item["sha256"])[:16])
+    folder = filesystems.join(store, "painted", str(item["sha256"])[:16], (item["frame"] or "").replace(":", "-"))
     files = {"picture.png": io.BytesIO(), "mask.png": io.BytesIO()}
     write_image(files["picture.png"], painted.image)
     write_mask(files["mask.png"], painted.mask)
@@ -81,6 +81,7 @@ def paint_item(item: ItemReference, *, finding: Finding, regions: int, seed: int
         **{
             **item,
             "uri": uri,
+            "frame": None,
             "sha256": filesystems.sha256_of(uri),
             "mask_uri": mask_uri,
             "mask_sha256": filesystems.sha256_of(mask_uri),

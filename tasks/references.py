@@ -7,6 +7,7 @@ class ItemReference(TypedDict):
     """A picture or slide of a source with the digest of its content; sha256 is None with a reason where it cannot be read."""
 
     uri: str
+    frame: str | None
     sha256: str | None
     mask_sha256: str | None
     unreadable: str | None
@@ -17,18 +18,34 @@ class ItemReference(TypedDict):
     slide_id: str | None
     finding: str | None
     mask_uri: str | None
+    partly_annotated: bool
     split: str | None
     spacing_um: float | None
+    site: str | None
+    skin_tone: str | None
+    projection: str | None
+    excluded: str | None
 
 
-class TableReference(TypedDict):
-    """The rows of one item."""
+class BatchReference(TypedDict):
+    """Items that one task tabulates: a slide, or up to a hundred pictures, in a file named by its content."""
 
     uri: str
     name: str
+    items: int
+
+
+class TableReference(TypedDict):
+    """The rows of a batch."""
+
+    uri: str
+    name: str
+    items: int
+    unusable: int
     rows: int
     excluded: int
     note: str
+    preview_uri: str | None
 
 
 class ManifestReference(TypedDict):

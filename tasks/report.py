@@ -202,8 +202,10 @@ def _overview(group: pd.DataFrame, opened: dict[str, ScoreStore], bar: Bar) -> S
     first = group.iloc[0]
     with open_slide(first["uri"]) as slide:
         width_px, height_px = slide.width_px, slide.height_px
+        level = int(first["level"])
+        level_size, downsample = slide.level_dimensions[level], slide.level_downsamples[level]
         overview = slide.thumbnail(_OVERVIEW_PX)
-    mask = read_whole_mask(first)
+    mask = read_whole_mask(first, max_px=4 * _OVERVIEW_PX)
     if mask is not None:
         size = (overview.shape[1], overview.shape[0])
         mask = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128
@@ -215,21 +217,24 @@ def _overview(group: pd.DataFrame, opened: dict[str, ScoreStore], bar: Bar) -> S
         split=str(first["split"]),
         label="abnormal" if (group["label"] == 1).any() else "normal",
         finding=", ".join(findings),
-        spacing_um=None if pd.isna(first["spacing_um"]) else float(first["spacing_um"]),
+        spacing_um=None if pd.isna(first["spacing_um"]) else float(first["spacing_um"]) / downsample,
         width_px=width_px,
         height_px=height_px,
         overview=overview,
         mask=mask,
-        heat={name: _heat(group, store, width_px, height_px, overview.shape[:2]) for name, store in opened.items() if store.map_size_px},
+        heat={name: _heat(group, store, level_size, overview.shape[:2]) for name, store in opened.items() if store.map_size_px},
     )
 
 
-def _heat(group: pd.DataFrame, store: ScoreStore, width_px: int, height_px: int, size: tuple[int, ...]) -> np.ndarray:
-    """The maps of a slide's tiles in the overview's coordinates, (h, w) float32, NaN where nothing was scored."""
+def _heat(group: pd.DataFrame, store: ScoreStore, level_size: tuple[int, int], size: tuple[int, ...]) -> np.ndarray:
+    """The maps of a slide's tiles in the overview's coordinates, (h, w) float32, NaN where nothing was scored.
+
+    `level_size` is width and height of the level that the tiles' boxes count in.
+    """
     heat = np.full(size, np.nan, np.float32)
     status = store.status()[group.index]
     maps = store.read_maps(group.index.to_numpy())
-    scale_x, scale_y = size[1] / width_px, size[0] / height_px
+    scale_x, scale_y = size[1] / level_size[0], size[0] / level_size[1]
     for row, one_map, state in zip(group.to_dict("records"), maps, status, strict=True):
         if state == SCORED:
             x0, x1 = round(row["x_px"] * scale_x), round((row["x_px"] + row["width_px"]) * scale_x)

@@ -12,26 +12,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from storage import filesystems
-from storage.images import UnreadableImageError, read_image, read_mask
+from storage.images import UnreadableImageError, read_mask
+from storage.pictures import read_picture
 from storage.slides import SlideReader, is_slide, open_slide
 from storage.tiff_levels import UnreadableSlideError
+from tasks.outlines import draw_outlines, draw_region, has_outlines
+from tasks.transforms import apply_transform
 
 Row = Mapping[Hashable, Any] | pd.Series  # a row of the manifest, as a dictionary or as pandas has it
 READ_ERRORS = (UnreadableImageError, UnreadableSlideError, FileNotFoundError, PermissionError)
 
 
 def read_sample(row: Row, *, size_px: int) -> np.ndarray:
-    """The sample's pixels, (size_px, size_px, 3) uint8 RGB; resized with antialiasing where the box has another size.
+    """The sample's pixels, (size_px, size_px, 3) uint8 RGB; transformed as the row says, resized with antialiasing where the box differs.
 
     Raises:
         UnreadableImageError, UnreadableSlideError: the file is damaged where the sample lies.
         OSError: it is not there or does not answer.
     """
     x, y, width, height = int(row["x_px"]), int(row["y_px"]), int(row["width_px"]), int(row["height_px"])
-    if _is_slide(row["uri"], row["sha256"]):
+    if _text(row, "frame") is None and _is_slide(row["uri"], row["sha256"]):
         pixels = _slide(row["uri"], row["sha256"]).read_region(x, y, width, height, level=int(row["level"]))
     else:
-        pixels = _picture(row["uri"], row["sha256"])[y : y + height, x : x + width]
+        pixels = _picture(row["uri"], _text(row, "frame"), row["sha256"])[y : y + height, x : x + width]
+    if (transform := _text(row, "transform")) is not None:
+        pixels = apply_transform(pixels, transform)
     if pixels.shape[:2] == (size_px, size_px):
         return np.array(pixels)  # a copy: the picture it is cut from is kept for its other samples
     return np.array(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BILINEAR))
@@ -44,17 +49,27 @@ def read_sample_mask(row: Row, *, size_px: int) -> np.ndarray | None:
     what it stands for is.
     """
     if pd.isna(row["mask_uri"]):
-        return np.zeros((size_px, size_px), bool) if row["label"] == 0 else None
-    x, y, width, height = int(row["x_px"]), int(row["y_px"]), int(row["width_px"]), int(row["height_px"])
-    mask = _mask(row["mask_uri"], row["mask_sha256"])[y : y + height, x : x + width]
+        return np.zeros((size_px, size_px), bool) if not pd.isna(row["label"]) and row["label"] == 0 else None
+    mask = _cut_mask(row, size_px)
     if mask.shape == (size_px, size_px):
         return mask
     return np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize((size_px, size_px), Image.Resampling.BOX)) >= 128
 
 
-def read_whole_mask(row: Row) -> np.ndarray | None:
-    """The mask (H, W) bool of the whole picture that a sample belongs to; None where there is none."""
-    return None if pd.isna(row["mask_uri"]) else _mask(row["mask_uri"], row["mask_sha256"])
+def read_whole_mask(row: Row, *, max_px: int) -> np.ndarray | None:
+    """The mask (h, w) bool of the whole picture that a sample belongs to, no side longer than `max_px`; None where there is none.
+
+    Outlines are drawn at that size; a mask that is a picture is reduced by a whole factor.
+    """
+    if pd.isna(row["mask_uri"]):
+        return None
+    if has_outlines(row["mask_uri"]):
+        width_px, height_px = _slide(row["uri"], row["sha256"]).level_dimensions[0]
+        downsample = max(1.0, max(width_px, height_px) / max_px)
+        return draw_outlines(row["mask_uri"], row["mask_sha256"], width_px=width_px, height_px=height_px, downsample=downsample)
+    mask = _mask(row["mask_uri"], row["mask_sha256"])
+    step = -(-max(mask.shape) // max_px)
+    return mask if step == 1 else np.asarray(Image.fromarray(mask).convert("L").reduce(step)) >= 128
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -95,12 +110,27 @@ def _slide(uri: str, _sha256: str) -> SlideReader:
 
 
 @lru_cache(maxsize=4)
-def _picture(uri: str, _sha256: str) -> np.ndarray:
-    with filesystems.open_for_reading(uri) as file:
-        return read_image(file)
+def _picture(uri: str, frame: str | None, sha256: str) -> np.ndarray:
+    return read_picture(uri, frame=frame, sha256=sha256)
 
 
 @lru_cache(maxsize=4)
 def _mask(uri: str, _sha256: str) -> np.ndarray:
     with filesystems.open_for_reading(uri) as file:
         return read_mask(file)
+
+
+def _cut_mask(row: Row, size_px: int) -> np.ndarray:
+    """A sample's part of the mask, in the mask's own pixels; outlines are drawn at the sample's."""
+    x, y, width, height = int(row["x_px"]), int(row["y_px"]), int(row["width_px"]), int(row["height_px"])
+    downsample = _slide(row["uri"], row["sha256"]).level_downsamples[int(row["level"])] if int(row["level"]) else 1.0
+    if has_outlines(row["mask_uri"]):
+        left, top, side = (length * downsample for length in (x, y, width))
+        return draw_region(row["mask_uri"], row["mask_sha256"], x_px=left, y_px=top, side_px=side, size_px=size_px)
+    columns, rows = (slice(round(first * downsample), round((first + length) * downsample)) for first, length in ((x, width), (y, height)))
+    return _mask(row["mask_uri"], row["mask_sha256"])[rows, columns]
+
+
+def _text(row: Row, name: str) -> str | None:
+    value = row.get(name)
+    return None if value is None or pd.isna(value) else str(value)

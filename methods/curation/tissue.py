@@ -85,3 +85,10 @@ def tile_grid(width_px: int, height_px: int, *, tile_px: int, stride_px: int) ->
     x = np.arange(0, width_px - tile_px + 1, stride_px)
     y = np.arange(0, height_px - tile_px + 1, stride_px)
     return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+
+
+def draw_evenly(candidates: np.ndarray, most: int, *, rng: np.random.Generator) -> np.ndarray:
+    """At the most `most` of the candidates, (n,) of any type, drawn without replacement and in their own order."""
+    if len(candidates) <= most:
+        return candidates
+    return candidates[np.sort(rng.permutation(len(candidates))[:most])]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage import filesystems
 from storage.datasets.source import PICTURE_SUFFIXES, SLIDE_SUFFIXES, SPLITS, SourceError, SourceItem, known, list_pictures, stem_of
+from storage.dicom_slides import keep_one_file_a_slide
 
 _CSV_COLUMNS = (
     "uri",
@@ -42,7 +43,7 @@ class FolderSource(BaseModel):
 
 
 def list_folder(source: FolderSource) -> list[SourceItem]:
-    """The items of a source in the order of their names (of a CSV: in its order).
+    """The items of a source in the order of their names (of a CSV: in its order); a slide of several DICOM files is one item.
 
     Raises:
         SourceError: nothing there, an unusable CSV, or two files that one mask name means.
@@ -69,7 +70,7 @@ def _from_subfolders(source: FolderSource, root: str) -> list[SourceItem]:
     for label, subfolder in ((0, source.normal), (1, source.abnormal)):
         folder = root if subfolder == "." else filesystems.join(root, subfolder)
         others = {filesystems.join(root, name) for name in (source.normal, source.abnormal, source.masks)} - {folder}
-        for uri in list_pictures(folder, suffixes=_SUFFIXES):
+        for uri in keep_one_file_a_slide(list_pictures(folder, suffixes=_SUFFIXES)):
             if not any(uri.startswith(other + "/") for other in others):
                 # without a table every picture is taken for a subject of its own
                 items.append(SourceItem(uri=uri, dataset=dataset, subject_id=stem_of(uri), label=label, mask_uri=masks.get(stem_of(uri))))

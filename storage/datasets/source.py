@@ -14,11 +14,14 @@ SPLITS = ("train", "validation", "test", "archive")
 _UNKNOWN = frozenset({"", "nan", "na", "n/a", "none", "null", "unknown"})
 
 
+Row = dict[str, str | None]  # of a source's table, by column
+
+
 class SourceError(ValueError):
     """A source that cannot be used as it is; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceItem:
     """A picture or slide of a source, before anything of it was read.
 
@@ -31,6 +34,7 @@ class SourceItem:
         finding: the source's own word for what is abnormal.
         mask_uri: a picture of the abnormal pixels.
         annotation_uri: outlines of what is abnormal (ASAP XML), in pixels of the slide's level 0.
+        partly_annotated: the mask or the outlines do not show all that is abnormal: what lies outside of them is unknown, not normal.
         split: where the source prescribes one.
         spacing_um: µm per pixel, where the source says it.
         site: the part of the body, in the source's words.
@@ -49,6 +53,7 @@ class SourceItem:
     finding: str | None = None
     mask_uri: str | None = None
     annotation_uri: str | None = None
+    partly_annotated: bool = False
     split: str | None = None
     spacing_um: float | None = None
     site: str | None = None
@@ -57,7 +62,7 @@ class SourceItem:
     excluded: str | None = None
 
 
-def read_rows(uri: str, *, needed: Iterable[str], sep: str = ",") -> list[dict[str, str | None]]:
+def read_rows(uri: str, *, needed: Iterable[str], sep: str = ",") -> list[Row]:
     """The rows of a CSV table as text; what means "unknown" (an empty cell, nan, n/a, unknown) is None.
 
     Raises:
@@ -73,6 +78,21 @@ def read_rows(uri: str, *, needed: Iterable[str], sep: str = ",") -> list[dict[s
     if missing := [name for name in needed if name not in table.columns]:
         raise SourceError(f"{uri}: expected the column(s) {missing}, found {list(table.columns)}")
     return [{str(name): known(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def rows_by_name(table: str, column: str, *, needed: Iterable[str] = ()) -> dict[str, Row]:
+    """The rows of a table by the picture that `column` names, in their order.
+
+    Raises:
+        SourceError: as `read_rows`; a row without a name, or two rows of one name: which of them holds is not to be known.
+    """
+    rows: dict[str, Row] = {}
+    for line, row in enumerate(read_rows(table, needed=[column, *needed]), start=2):
+        name = row[column]
+        if name is None or name in rows:
+            raise SourceError(f"{table}, line {line}: {column} is {name or 'empty'}{', which an earlier line names too' if name else ''}")
+        rows[name] = row
+    return rows
 
 
 def known(value: Any) -> str | None:

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from flows.config import ConfigError, load_config
+from storage.datasets.folder import FolderSource
 
 MINIMAL = {"name": "mine", "store": "store", "source": {"kind": "folder", "path": "pictures"}}
 
@@ -17,7 +18,9 @@ def write(tmp_path: Path, **changes: object) -> Path:
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     assert config.store == str(tmp_path / "store")
-    assert config.source.path == str(tmp_path / "pictures")
+    [source] = config.source
+    assert isinstance(source, FolderSource)
+    assert source.path == str(tmp_path / "pictures")
 
 
 def test_a_typo_is_named_with_the_key_that_was_meant(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def arrays_of(config: RunConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def test_a_run_ends_in_a_report_and_the_next_one_does_nothing(pictures: Path) -> None:
     config = make_config(pictures, detectors=(PATCHCORE, AE))
     report, done = run_counting(config)
-    assert done == {"tabulate": 18, "write manifest": 1, "train": 2, "score": 6, "evaluate": 2, "write report": 1}
+    assert done == {"tabulate": 1, "write manifest": 1, "train": 2, "score": 6, "evaluate": 2, "write report": 1}
     numbers = json.loads(Path(report["json_uri"]).read_text())
     metrics = {(row["level"], row["name"]): row for row in numbers["detectors"][0]["metrics"]}
     assert metrics["image", "AUROC"]["value"] > 0.95

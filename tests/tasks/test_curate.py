@@ -7,12 +7,16 @@ from PIL import Image
 
 from storage.datasets.folder import FolderSource
 from storage.slides import write_pyramid
-from tasks.curate import TilingConfig, TooManyFailuresError, check_failures, survey, tabulate_item
+from tasks.curate import TooManyFailuresError, check_failures, tabulate_batch
+from tasks.curation import CurationConfig, TilingConfig
+from tasks.survey import deal_batches, survey
 
 
-def tabulate(folder: Path, name: str, **tiling: object) -> tuple[pd.DataFrame, str]:
-    items = {Path(item["uri"]).name: item for item in survey(FolderSource(path=str(folder)), store=str(folder.parent / "store"))}
-    reference = tabulate_item(items[name], TilingConfig.model_validate(tiling), str(folder.parent / "store"))
+def tabulate(folder: Path, name: str, *, curation: CurationConfig = CurationConfig(), **tiling: object) -> tuple[pd.DataFrame, str]:
+    store = str(folder.parent / "store")
+    items = [item for item in survey([FolderSource(path=str(folder))], store=store) if Path(item["uri"]).name == name]
+    [batch] = deal_batches(items, store=store)
+    reference = tabulate_batch(batch, TilingConfig.model_validate(tiling), curation, None, store)
     return pd.read_parquet(reference["uri"]), reference["note"]
 
 
@@ -57,7 +61,7 @@ def test_tiles_are_labelled_by_their_share_of_the_mask(tmp_path: Path) -> None:
 
 def test_a_changed_file_has_another_digest_and_a_touched_one_has_not(pictures: Path) -> None:
     def digests() -> dict[str, str | None]:
-        return {item["uri"]: item["sha256"] for item in survey(FolderSource(path=str(pictures)), store=str(pictures.parent / "store"))}
+        return {item["uri"]: item["sha256"] for item in survey([FolderSource(path=str(pictures))], store=str(pictures.parent / "store"))}
 
     first = digests()
     (pictures / "normal" / "picture-000.png").touch()

@@ -1,0 +1,130 @@
+"""Pictures that are there twice: candidates by perceptual hash, verified on their pixels; what was compared is remembered."""
+
+import hashlib
+import logging
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from methods.curation.duplicates import join_groups, verify_pair
+from methods.curation.hamming import HammingIndex, near_pairs
+from methods.curation.hashing import shrink_grey, text_to_hash
+from storage import filesystems
+from storage.pictures import read_picture
+from storage.slides import is_slide, open_slide
+from tasks.curation import DuplicateConfig
+from tasks.progress import show_progress
+
+logger = logging.getLogger(__name__)
+
+_COMPARED_PX = 64
+_SLIDE_PX = 1024  # of the thumbnail that a slide is hashed and compared by
+
+
+def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, store: str) -> pd.DataFrame:
+    """Which pictures show the same.
+
+    What an earlier curation of this store compared is not compared again: only pictures that are new to it are matched, against all.
+
+    Args:
+        pictures: one row a picture: `key` (digest and frame), `phash` and `phash_turns` (hexadecimal), `uri`, `frame`, `sha256`.
+        config: None finds none.
+        store: where the book of comparisons is kept.
+
+    Returns:
+        `first`, `second`: keys of pictures that are the same. Not all pairs of a group, but enough to join it.
+    """
+    if config is None or pictures.empty:
+        return pd.DataFrame({"first": [], "second": []}, dtype="string")
+    folder = filesystems.join(store, "duplicates", hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16])
+    book, pairs_uri = filesystems.join(folder, "pictures.parquet"), filesystems.join(folder, "pairs.parquet")
+    before = _read(book, ["key", "phash"])
+    known, pairs = _forget_gone(before, _read(pairs_uri, ["first", "second"]), set(pictures["key"]))
+    new = pictures[~pictures["key"].isin(known["key"])].reset_index(drop=True)
+    if len(new):
+        there = known.merge(pictures[["key", "uri", "frame", "sha256"]], on="key").reset_index(drop=True)
+        found = _verify(pd.concat([there, new], ignore_index=True), _candidates(there, new, config), config)
+        pairs = pd.concat([pairs, found], ignore_index=True)
+        # a kill at any point has pictures compared again, and loses no pair: who is in the book has its pairs written
+        if len(known) < len(before):
+            filesystems.write_table(book, known)
+        filesystems.write_table(pairs_uri, pairs.drop_duplicates())
+        filesystems.write_table(book, pd.concat([known, new[["key", "phash"]]], ignore_index=True))
+    return pairs.drop_duplicates().reset_index(drop=True)
+
+
+def _forget_gone(known: pd.DataFrame, pairs: pd.DataFrame, here: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The book without pictures that are gone, and without those that were joined through them: they are compared anew.
+
+    Only pairs that join a group are kept; a picture that is gone may have been all that held two others together.
+    """
+    position = pd.Series(np.arange(len(known)), index=known["key"])
+    ends = np.stack([position.reindex(pairs[name]).to_numpy(float) for name in ("first", "second")], axis=1)
+    written = ~np.isnan(ends).any(axis=1)  # after a kill there may be pairs of pictures that are not in the book yet
+    groups = join_groups(len(known), ends[written].astype(np.int64))
+    torn = np.isin(groups, groups[~known["key"].isin(here).to_numpy(bool)])
+    kept = known[~torn].reset_index(drop=True)
+    return kept, pairs[pairs["first"].isin(kept["key"]) & pairs["second"].isin(kept["key"])]
+
+
+def _read(uri: str, columns: list[str]) -> pd.DataFrame:
+    return filesystems.read_table(uri) if filesystems.exists(uri) else pd.DataFrame({name: pd.array([], "string") for name in columns})
+
+
+def _candidates(there: pd.DataFrame, new: pd.DataFrame, config: DuplicateConfig) -> np.ndarray:
+    """(m, 2) positions in `there` followed by `new`, of which the second is new."""
+    old_hashes, new_hashes = _hashes(there["phash"]), _hashes(new["phash"])
+    variants = _variants(new["phash_turns"]) if config.turned else None
+    # of many pictures with one hash each is compared with the first alone: identical hashes of different pictures are rare
+    _, first, bucket = np.unique(new_hashes, return_index=True, return_inverse=True)
+    copies = np.stack([first[bucket], np.arange(len(new))], axis=1)
+    near = near_pairs(new_hashes[first], radius=config.radius_bits, variants=None if variants is None else variants[first])
+    among = np.concatenate([copies[copies[:, 0] != copies[:, 1]], first[near]]) + len(there)
+    matched = HammingIndex(old_hashes, radius=config.radius_bits).match(
+        new_hashes[first], variants=None if variants is None else variants[first]
+    )
+    across = np.stack([matched[:, 1], first[matched[:, 0]] + len(there)], axis=1)
+    return np.concatenate([across, np.sort(among, axis=1)])
+
+
+def _verify(pictures: pd.DataFrame, candidates: np.ndarray, config: DuplicateConfig) -> pd.DataFrame:
+    """The candidates whose pixels agree; those whose ends are joined already are not read."""
+    parent = list(range(len(pictures)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    read = lru_cache(maxsize=1024)(lambda i: _small_grey(pictures.iloc[int(i)]))
+    found = []
+    with show_progress("compare duplicates", len(candidates)) as bar:
+        for i, j in candidates.tolist():
+            bar.advance()
+            if root(i) != root(j) and verify_pair(read(i), read(j), turns=config.turned) >= config.least_similarity:
+                parent[root(i)] = root(j)
+                found.append((pictures["key"].iat[i], pictures["key"].iat[j]))
+    return pd.DataFrame(found, columns=["first", "second"], dtype="string")
+
+
+def _small_grey(picture: pd.Series) -> np.ndarray:
+    frame = None if pd.isna(picture["frame"]) else str(picture["frame"])
+    return shrink_grey(read_overview(str(picture["uri"]), frame, str(picture["sha256"])), side_px=_COMPARED_PX)
+
+
+def read_overview(uri: str, frame: str | None, sha256: str) -> np.ndarray:
+    """What a picture or slide is hashed and compared by: the picture, or the slide's thumbnail; (H, W, 3) uint8."""
+    if frame is None and is_slide(uri):
+        with open_slide(uri) as slide:
+            return slide.thumbnail(_SLIDE_PX)
+    return read_picture(uri, frame=frame, sha256=sha256)
+
+
+def _hashes(texts: pd.Series) -> np.ndarray:
+    return np.array([text_to_hash(text) for text in texts], np.uint64)
+
+
+def _variants(texts: pd.Series) -> np.ndarray:
+    return np.array([[text_to_hash(text) for text in line.split()] for line in texts], np.uint64).reshape(-1, 8)

@@ -1,0 +1,96 @@
+"""A row of the manifest from what the source said of a picture and what was found in it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
+from storage.manifest import sample_id
+from tasks.curation import DuplicateConfig
+from tasks.references import ItemReference
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels of a reading level."""
+
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+    level: int = 0
+
+
+NOWHERE = Box(0, 0, 0, 0)  # of a picture that was not read
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """The rows of one picture or slide, a line about them, and a picture of what was done where there is one."""
+
+    rows: list[dict[str, Any]]
+    note: str
+    preview: bytes | None = None
+
+
+def make_row(item: ItemReference, box: Box, **found: Any) -> dict[str, Any]:
+    """A row as a dictionary over the manifest's columns; `found` adds or replaces values."""
+    label = found.get("label")
+    row = {
+        "sample_id": sample_id(
+            item["sha256"] or f"unreadable:{item['uri']}",
+            frame=item["frame"],
+            level=box.level,
+            x_px=box.x_px,
+            y_px=box.y_px,
+            width_px=box.width_px,
+            height_px=box.height_px,
+        ),
+        "label": label,
+        "level": box.level,
+        "x_px": box.x_px,
+        "y_px": box.y_px,
+        "width_px": box.width_px,
+        "height_px": box.height_px,
+        **{name: item[name] for name in _OF_THE_SOURCE},  # type: ignore[literal-required]
+        **found,
+    }
+    return row | {"finding": item["finding"] if label != 0 else None}
+
+
+def label_of(item: ItemReference, abnormal_share: float | None, *, whole: bool, least_share: float) -> int | None:
+    """A sample's label from its picture's and from the share of the mask in it.
+
+    Args:
+        item: whose `label` is of the whole picture.
+        abnormal_share: of the mask in the sample; None without a mask.
+        whole: the sample is the whole picture.
+        least_share: of the mask in a tile that is abnormal; between none and this the label is unknown.
+
+    Returns:
+        0, 1, or None: unknown (as for a tile of an abnormal picture without a mask).
+    """
+    if item["label"] != 1 or whole:
+        return item["label"]
+    if abnormal_share is None:
+        return None
+    if abnormal_share == 0:
+        return None if item["partly_annotated"] else 0
+    return 1 if abnormal_share >= least_share else None
+
+
+def hash_columns(image: np.ndarray, config: DuplicateConfig | None) -> dict[str, str | None]:
+    """A picture's perceptual hash, and those of its flips and quarter turns where duplicates are looked for among them."""
+    turns = dihedral_hashes(image) if config is not None and config.turned else None
+    phash = perceptual_hash(image) if turns is None else turns[0]
+    return {
+        "phash": None if phash is None else hash_to_text(phash),
+        "phash_turns": None if turns is None else " ".join(hash_to_text(turn) for turn in turns),
+    }
+
+
+_OF_THE_SOURCE = (
+    "uri", "frame", "sha256", "dataset", "subject_id", "lesion_id", "slide_id", "mask_uri", "mask_sha256", "split", "spacing_um",
+    "site", "skin_tone", "projection",
+)  # fmt: skip

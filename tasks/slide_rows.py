@@ -1,0 +1,240 @@
+"""The tiles of one slide: tissue mask, grid at a spacing, labels from outlines, a cap, flags, and a preview of all that."""
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from methods.curation.previews import draw_tiles
+from methods.curation.tile_quality import measure_tiles
+from methods.curation.tissue import draw_evenly, find_tissue, tile_grid, tissue_share
+from storage import filesystems
+from storage.datasets.source import SourceError
+from storage.images import encode_jpeg, read_mask
+from storage.slides import SlideReader, look_over, open_slide
+from storage.tiff_levels import UnreadableSlideError
+from tasks.curation import CurationConfig, TileQualityConfig, TilingConfig
+from tasks.outlines import draw_outlines, has_outlines
+from tasks.references import ItemReference
+from tasks.rows import Box, Tabulated, hash_columns, label_of, make_row
+from tasks.transforms import stain_transform
+
+_THUMBNAIL_PX = 1024
+_FLAG_SPACING_UM = 2.0  # fine enough to tell sharp nuclei from blurred ones, a sixteenth of the pixels of 0.5 µm
+_STAIN_TILES = 16
+_MASK_PX_A_TILE = 32  # outlines are rasterised this finely
+
+
+@dataclass(frozen=True)
+class TileLevel:
+    """The level that tiles are read from, and their size there.
+
+    Attributes:
+        level: of the slide's pyramid.
+        spacing_um: µm per pixel of that level.
+        tile_px, stride_px: in pixels of that level.
+    """
+
+    level: int
+    spacing_um: float
+    tile_px: int
+    stride_px: int
+
+
+class _Finding(NamedTuple):
+    """What is wrong with a tile."""
+
+    flags: tuple[str, ...]
+    unreadable: str | None = None
+
+
+def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: CurationConfig, *, stain: str | None) -> Tabulated:
+    """The rows of one slide; a slide without a single tile gets one excluded row that says why, and so do tiles that are damaged.
+
+    Raises:
+        SourceError: no spacing, a spacing that the slide does not reach, or a mask of another size.
+        UnreadableSlideError: a slide of which nothing can be decoded.
+    """
+    with open_slide(item["uri"]) as slide:
+        spacing_um = item["spacing_um"] or slide.spacing_um
+        if spacing_um is None:
+            raise SourceError("the slide does not say its µm per pixel; list it in a CSV with the column spacing_um")
+        named = ItemReference(**{**item, "slide_id": item["slide_id"] or filesystems.name_of(item["uri"])})
+        view = choose_level(slide, spacing_um, tiling)
+        thumbnail, holes = look_over(slide, _THUMBNAIL_PX)
+        tissue_mask = find_tissue(thumbnail, spacing_um=spacing_um * slide.width_px / thumbnail.shape[1], config=tiling.tissue)
+        width_px, height_px = slide.level_dimensions[view.level]
+        corners = tile_grid(width_px, height_px, tile_px=view.tile_px, stride_px=view.stride_px)
+        boxes = np.hstack([corners, corners + view.tile_px])
+        tissue = tissue_share(tissue_mask, boxes * (thumbnail.shape[1] / width_px))
+        lost = np.zeros(len(boxes), bool)
+        if holes.any():  # whether there is tissue is not to be known
+            lost = tissue_share(holes, boxes * (thumbnail.shape[1] / width_px)) > 0
+        marked = _marked_shares(named, slide, boxes * slide.level_downsamples[view.level], view)
+        labels = _labels(named, marked, tiling)
+        enough = tissue >= np.where(labels == 1, tiling.abnormal_tissue_share, tiling.tissue_share)
+        kept = _capped(enough & ~lost, labels, tiling, seed=named["sha256"] or "") | lost
+        findings = _look_at_tiles(slide, spacing_um, boxes[kept] * slide.level_downsamples[view.level], curation.tiles)
+        transform, trouble = stain_transform(stain, _read_some(slide, view, corners[kept & ~lost]) if stain else None)
+    findings = [_complete(finding, bool(is_lost), trouble) for finding, is_lost in zip(findings, lost[kept], strict=True)]
+    hashes = hash_columns(thumbnail, curation.duplicates)
+    rows = [
+        hashes | _row(named, view, corners[i], labels[i], tissue[i], marked[i], findings[n], transform, curation)
+        for n, i in enumerate(np.flatnonzero(kept))
+    ]
+    note = _describe(corners, enough | lost, kept, findings, tiling) + (f"; stain: {trouble}" if trouble else "")
+    preview = draw_tiles(thumbnail, tissue_mask, boxes * (thumbnail.shape[1] / width_px), kept=kept, abnormal=labels == 1)
+    if not rows:
+        rows = [make_row(named, Box(0, 0, slide.width_px, slide.height_px), excluded=f"no tile: {note}", **hashes)]
+    return Tabulated(rows, note, encode_jpeg(preview))
+
+
+def choose_level(slide: SlideReader, spacing_um: float, tiling: TilingConfig) -> TileLevel:
+    """The coarsest level that is fine enough; what is finer than asked is resampled when the tile is read.
+
+    Raises:
+        SourceError: even level 0 is coarser than asked.
+    """
+    wanted_um = tiling.spacing_um or spacing_um
+    spacings = [spacing_um * downsample for downsample in slide.level_downsamples]
+    fine_enough = [level for level, spacing in enumerate(spacings) if spacing <= wanted_um * (1 + tiling.spacing_tolerance)]
+    if not fine_enough:
+        raise SourceError(f"scanned at {spacing_um:g} µm per pixel, tiling.spacing_um asks for {wanted_um:g}: pixels are not invented")
+    level = fine_enough[-1]
+    ratio = wanted_um / spacings[level]
+    ratio = 1.0 if abs(ratio - 1) <= tiling.spacing_tolerance else ratio
+    tile_px, stride_px = (max(1, round(side * ratio)) for side in (tiling.size_px, tiling.stride_px or tiling.size_px))
+    return TileLevel(level=level, spacing_um=spacings[level], tile_px=tile_px, stride_px=stride_px)
+
+
+def _marked_shares(item: ItemReference, slide: SlideReader, boxes: np.ndarray, view: TileLevel) -> np.ndarray:
+    """(n,) share of each level-0 box that is outlined or masked as abnormal; NaN where nothing says."""
+    uri = item["mask_uri"]
+    if uri is None:
+        return np.full(len(boxes), np.nan)
+    if has_outlines(uri):
+        downsample = max(1.0, view.tile_px * slide.level_downsamples[view.level] / _MASK_PX_A_TILE)
+        outlines = draw_outlines(uri, item["mask_sha256"] or "", width_px=slide.width_px, height_px=slide.height_px, downsample=downsample)
+        _check_marked(item, outlines)
+        return tissue_share(outlines, boxes / downsample)
+    with filesystems.open_for_reading(uri) as file:
+        mask = read_mask(file)
+    if mask.shape != (slide.height_px, slide.width_px):
+        sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its slide {slide.width_px} × {slide.height_px}"
+        raise SourceError(f"the mask {uri} has {sizes}: save it at the slide's size, or give outlines (.xml, .geojson)")
+    _check_marked(item, mask)
+    return tissue_share(mask, boxes)
+
+
+def _check_marked(item: ItemReference, mask: np.ndarray) -> None:
+    if item["label"] == 1 and not mask.any():
+        what_to_do = "draw what is abnormal, or remove the mask so that it is unknown"
+        raise SourceError(f"the mask {item['mask_uri']} of an abnormal slide is empty: {what_to_do}")
+
+
+def _labels(item: ItemReference, marked: np.ndarray, tiling: TilingConfig) -> np.ndarray:
+    """(n,) float: 0, 1, or NaN where unknown."""
+    labels = [
+        label_of(item, None if np.isnan(share) else float(share), whole=False, least_share=tiling.abnormal_share)
+        for share in marked.tolist()
+    ]
+    return np.array([np.nan if label is None else label for label in labels], float)
+
+
+def _capped(enough: np.ndarray, labels: np.ndarray, tiling: TilingConfig, *, seed: str) -> np.ndarray:
+    """Of the normal, the abnormal and the unknown tiles `tiles_max` each, drawn by the slide's own digest: other slides change nothing."""
+    if tiling.tiles_max is None:
+        return enough
+    kept = np.zeros_like(enough)
+    for label in (0, 1, np.nan):
+        candidates = np.flatnonzero(enough & (np.isnan(labels) if np.isnan(label) else labels == label))
+        kept[
+            draw_evenly(candidates, tiling.tiles_max, rng=np.random.default_rng([tiling.seed, int(seed[:12] or "0", 16), int(label == 1)]))
+        ] = True
+    return kept
+
+
+def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, quality: TileQualityConfig) -> list[_Finding]:
+    """What is wrong with each tile, given as level-0 boxes in the order of the grid; looked at at about `_FLAG_SPACING_UM`."""
+    fine = [level for level, downsample in enumerate(slide.level_downsamples) if spacing_um * downsample <= _FLAG_SPACING_UM]
+    level = fine[-1] if fine else 0
+    downsample = slide.level_downsamples[level]
+    reduction = max(1, int(_FLAG_SPACING_UM / (spacing_um * downsample)))
+    findings: list[_Finding] = []
+    for y in np.unique(boxes[:, 1]):
+        row = (boxes[boxes[:, 1] == y] / downsample).round().astype(int)
+        try:
+            findings += _look_at_row(slide, row, level, reduction, quality)
+        except UnreadableSlideError:  # one by one: the others of the row are sound
+            findings += [_look_at_tile(slide, box, level, reduction, quality) for box in row]
+    return findings
+
+
+def _look_at_row(slide: SlideReader, row: np.ndarray, level: int, reduction: int, quality: TileQualityConfig) -> list[_Finding]:
+    """Of tiles of one row of the grid, (n, 4) in pixels of the level."""
+    left, top, right, bottom = row[:, 0].min(), row[0, 1], row[:, 2].max(), row[0, 3]
+    strip = Image.fromarray(slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level))
+    pixels = np.asarray(strip.reduce(reduction) if reduction > 1 else strip)
+    sharpness, ink = measure_tiles(pixels, (row[:, ::2] - left) / reduction)
+    return [_Finding(quality.flags(*measured)) for measured in zip(sharpness.tolist(), ink.tolist(), strict=True)]
+
+
+def _look_at_tile(slide: SlideReader, box: np.ndarray, level: int, reduction: int, quality: TileQualityConfig) -> _Finding:
+    try:
+        return _look_at_row(slide, box[None], level, reduction, quality)[0]
+    except UnreadableSlideError as error:
+        return _Finding((), f"unreadable: {error}")
+
+
+def _complete(finding: _Finding, is_lost: bool, stain_trouble: str | None) -> _Finding:
+    """With what is known of the whole slide."""
+    flags = (*finding.flags, *(("stain-failed",) if stain_trouble else ()))
+    return _Finding(flags, finding.unreadable or ("unreadable: no level can be decoded here" if is_lost else None))
+
+
+def _read_some(slide: SlideReader, view: TileLevel, corners: np.ndarray) -> np.ndarray:
+    """(n, 3) uint8: the pixels of a few tiles, evenly over the slide; damaged ones are passed over."""
+    tiles = [np.empty((0, 3), np.uint8)]
+    for x, y in corners[np.linspace(0, len(corners) - 1, min(len(corners), _STAIN_TILES)).astype(int)].tolist():
+        with suppress(UnreadableSlideError):
+            tiles.append(slide.read_region(x, y, view.tile_px, view.tile_px, level=view.level).reshape(-1, 3))
+    return np.concatenate(tiles)
+
+
+def _row(
+    item: ItemReference,
+    view: TileLevel,
+    corner: np.ndarray,
+    label: float,
+    tissue: float,
+    marked: float,
+    finding: _Finding,
+    transform: str | None,
+    curation: CurationConfig,
+) -> dict[str, Any]:
+    return make_row(
+        item,
+        Box(int(corner[0]), int(corner[1]), view.tile_px, view.tile_px, view.level),
+        label=None if np.isnan(label) else int(label),
+        spacing_um=view.spacing_um,
+        tissue_share=float(tissue),
+        abnormal_share=None if np.isnan(marked) else float(marked),
+        flags=";".join(finding.flags) or None,
+        transform=transform,
+        excluded=finding.unreadable or curation.refuse(finding.flags),
+    )
+
+
+def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: list[_Finding], tiling: TilingConfig) -> str:
+    if not len(corners):
+        return f"the slide is smaller than tiling.size_px = {tiling.size_px}"
+    parts = [f"{int(kept.sum())} of {len(corners)} tiles kept", f"{int((~enough).sum())} with less than {tiling.tissue_share:.0%} tissue"]
+    if capped := int((enough & ~kept).sum()):
+        parts.append(f"{capped} not drawn (tiling.tiles_max)")
+    if unreadable := sum(finding.unreadable is not None for finding in findings):
+        parts.append(f"{unreadable} unreadable")
+    counted = Counter(flag for finding in findings for flag in finding.flags)
+    return "; ".join([*parts, *(f"{count} flagged {flag}" for flag, count in sorted(counted.items()))])

@@ -1,0 +1,120 @@
+"""What there is to curate: the sources' items with the digests of their files, dealt into batches that stay as they are."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from storage import filesystems
+from storage.datasets.registry import AnySource, list_items
+from storage.datasets.source import SourceError, SourceItem
+from storage.slides import is_slide
+from tasks.caching import digest_of
+from tasks.progress import show_progress
+from tasks.references import BatchReference, ItemReference
+
+_PICTURES_A_BATCH = 100
+
+
+def survey(sources: Sequence[AnySource], *, store: str) -> list[ItemReference]:
+    """List the sources and take the digest of each file; what is missing is listed with the reason.
+
+    Raises:
+        SourceError: a source that cannot be used, or one picture that two sources list.
+    """
+    by_source = [list_items(source) for source in sources]
+    _check_listed_once(by_source)
+    listed = [item for items in by_source for item in items]
+    book = filesystems.FingerprintBook(filesystems.join(store, "fingerprints.parquet"))
+    digests: dict[str, str | OSError] = {}  # a file that holds many pictures is looked at once
+    references = []
+    with show_progress("survey", len(listed)) as bar:
+        for item in listed:
+            references.append(_refer(item, book, digests))
+            bar.advance()
+    book.save()
+    return references
+
+
+def deal_batches(
+    items: Sequence[ItemReference], *, store: str, alone: Callable[[ItemReference], bool] | None = None
+) -> list[BatchReference]:
+    """One batch a slide, and one for every hundred pictures.
+
+    A picture stays in its batch for good: pictures that are added to an archive make batches of their own and leave those that are done
+    as they are; one that changed has only its own batch done again.
+
+    Args:
+        items: of a survey.
+        store: where the batches are kept, and the book of who is in which.
+        alone: which items have a batch of their own; slides when not given.
+    """
+    alone = alone or (lambda item: item["unreadable"] is None and item["frame"] is None and is_slide(item["uri"]))
+    book_uri = filesystems.join(store, "batches.parquet")
+    known: dict[str, int] = dict(filesystems.read_table(book_uri).itertuples(index=False)) if filesystems.exists(book_uri) else {}
+    together: dict[int, list[ItemReference]] = {}
+    single, new = [], []
+    for item in items:
+        if alone(item):
+            single.append(_write_batch([item], filesystems.name_of(item["uri"]), store))
+        elif (number := known.get(_key(item))) is not None:
+            together.setdefault(int(number), []).append(item)
+        else:
+            new.append(item)
+    first = max(known.values(), default=-1) + 1
+    for start in range(0, len(new), _PICTURES_A_BATCH):
+        together[first + start // _PICTURES_A_BATCH] = new[start : start + _PICTURES_A_BATCH]
+    if new:
+        known |= {_key(item): number for number, batch in together.items() for item in batch}
+        filesystems.write_table(book_uri, pd.DataFrame(sorted(known.items()), columns=["picture", "batch"]))
+    return single + [_write_batch(batch, f"pictures {number}", store) for number, batch in sorted(together.items())]
+
+
+def read_batch(batch: BatchReference) -> list[ItemReference]:
+    """The items of a batch."""
+    return list(filesystems.read_json(batch["uri"]))
+
+
+def _write_batch(items: Sequence[ItemReference], name: str, store: str) -> BatchReference:
+    uri = filesystems.join(store, "batches", f"{digest_of(items)[:32]}.json")
+    if not filesystems.exists(uri):
+        filesystems.write_bytes(uri, json.dumps(items).encode())
+    return BatchReference(uri=uri, name=name, items=len(items))
+
+
+def _refer(item: SourceItem, book: filesystems.FingerprintBook, digests: dict[str, str | OSError]) -> ItemReference:
+    values = asdict(item)
+    outlines = values.pop("annotation_uri")
+    values["mask_uri"] = values["mask_uri"] or outlines
+    found = {uri: _fingerprint(uri, book, digests) for uri in (item.uri, values["mask_uri"]) if uri is not None}
+    lost = next((error for error in found.values() if isinstance(error, OSError)), None)
+    digest, mask_digest = found[item.uri], found.get(values["mask_uri"] or "")
+    return ItemReference(
+        **values,  # type: ignore[typeddict-item]
+        sha256=digest if isinstance(digest, str) else None,
+        mask_sha256=mask_digest if isinstance(mask_digest, str) else None,
+        unreadable=None if lost is None else f"{type(lost).__name__}: {lost}",
+    )
+
+
+def _fingerprint(uri: str, book: filesystems.FingerprintBook, digests: dict[str, str | OSError]) -> str | OSError:
+    if uri not in digests:
+        try:
+            digests[uri] = book.fingerprint(uri)
+        except OSError as error:
+            digests[uri] = error
+    return digests[uri]
+
+
+def _check_listed_once(by_source: Iterable[Iterable[SourceItem]]) -> None:
+    seen: dict[tuple[str, str | None], tuple[int, str]] = {}
+    for number, items in enumerate(by_source):
+        for item in items:
+            other, dataset = seen.setdefault((item.uri, item.frame), (number, item.dataset))
+            if other != number:
+                raise SourceError(f"{item.uri} is listed by two sources, {dataset} and {item.dataset}: leave it out of one of them")
+
+
+def _key(item: ItemReference) -> str:
+    return item["uri"] if item["frame"] is None else f"{item['uri']}#{item['frame']}"
