@@ -19,7 +19,7 @@ from tasks.execution import ExecutionConfig, executor_for
 from tasks.grouping import assign_splits, join_rows, list_pictures
 from tasks.picture_rows import tabulate_picture
 from tasks.references import BatchReference, ItemReference, ManifestReference, TableReference
-from tasks.rows import NOWHERE, Tabulated, make_row
+from tasks.rows import NOWHERE, SEARCH_COLUMNS, Tabulated, make_row
 from tasks.samples import READ_ERRORS
 from tasks.slide_rows import tabulate_slide
 from tasks.survey import read_batch
@@ -53,7 +53,7 @@ def prepare_stain(curation: CurationConfig) -> str | None:
 def tabulate_batch(batch: BatchReference, tiling: TilingConfig, curation: CurationConfig, stain: str | None, store: str) -> TableReference:
     """The rows of a batch as a table named by its content; what cannot be read becomes one excluded row."""
     tabulated = [_tabulate_item(item, tiling, curation, stain) for item in read_batch(batch)]
-    table = pd.DataFrame([row for found in tabulated for row in found.rows], columns=[*COLUMNS, "phash_turns"])
+    table = pd.DataFrame([row for found in tabulated for row in found.rows], columns=[*COLUMNS, *SEARCH_COLUMNS])
     content = table.to_parquet(index=False)
     digest = hashlib.sha256(content).hexdigest()[:32]
     uri = filesystems.join(store, "tables", f"{digest}.parquet")
@@ -102,7 +102,7 @@ def assemble_manifest(
         reasons = "; ".join(f"{table['name']}: {table['note']}" for table in tables[:5])
         raise SourceError(f"no sample is left after curation; {reasons}")
     pairs = find_duplicates(list_pictures(rows), config=curation.duplicates, store=store)
-    rows = join_rows(rows.drop(columns="phash_turns"), pairs, config=curation.duplicates)
+    rows = join_rows(rows.drop(columns=list(SEARCH_COLUMNS)), pairs, config=curation.duplicates)
     previous = read_manifest(previous_manifest, digest=previous_digest) if previous_manifest is not None else None
     rows = assign_splits(rows, config=split, previous=previous)
     # each named by its own content: a change in the test split alone leaves the development manifest, and so the models, as they are

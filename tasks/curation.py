@@ -52,6 +52,11 @@ class DuplicateConfig(BaseModel):
         default=0.8, ge=-1, le=1, description="structural similarity of the reduced pictures from which candidates are duplicates"
     )
     turned: bool = Field(default=False, description="also find mirrored and quarter-turned copies")
+    semantic_cosine: float | None = Field(
+        default=None, ge=0, le=1, description="also compare pictures whose pretrained features are this near, such as 0.9: zoomed, cropped"
+    )
+    semantic_neighbours: int = Field(default=5, ge=1, description="of each picture that are compared so")
+    least_inliers: int = Field(default=12, ge=4, description="keypoints that one rotation, scale and shift must carry over to verify them")
     on_contradiction: Literal["exclude", "error"] = Field(
         default="exclude", description="files of one content that are labelled both normal and abnormal: exclude them, or stop"
     )

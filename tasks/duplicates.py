@@ -7,18 +7,21 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from methods.curation.duplicates import join_groups, verify_pair
+from methods.curation.duplicates import join_groups, semantic_candidates, verify_pair
 from methods.curation.hamming import HammingIndex, near_pairs
 from methods.curation.hashing import shrink_grey, text_to_hash
+from methods.curation.registration import count_inliers
 from storage import filesystems
 from storage.pictures import read_picture
 from storage.slides import is_slide, open_slide
 from tasks.curation import DuplicateConfig
+from tasks.features import stack_features
 from tasks.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
 _COMPARED_PX = 64
+_REGISTERED_PX = 256
 _SLIDE_PX = 1024  # of the thumbnail that a slide is hashed and compared by
 
 
@@ -28,7 +31,8 @@ def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, s
     What an earlier curation of this store compared is not compared again: only pictures that are new to it are matched, against all.
 
     Args:
-        pictures: one row a picture: `key` (digest and frame), `phash` and `phash_turns` (hexadecimal), `uri`, `frame`, `sha256`.
+        pictures: one row a picture: `key` (digest and frame), `phash` and `phash_turns` (hexadecimal), `features` (bytes), `uri`, `frame`,
+            `sha256`.
         config: None finds none.
         store: where the book of comparisons is kept.
 
@@ -43,7 +47,7 @@ def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, s
     known, pairs = _forget_gone(before, _read(pairs_uri, ["first", "second"]), set(pictures["key"]))
     new = pictures[~pictures["key"].isin(known["key"])].reset_index(drop=True)
     if len(new):
-        there = known.merge(pictures[["key", "uri", "frame", "sha256"]], on="key").reset_index(drop=True)
+        there = known.merge(pictures[["key", "features", "uri", "frame", "sha256"]], on="key").reset_index(drop=True)
         found = _verify(pd.concat([there, new], ignore_index=True), _candidates(there, new, config), config)
         pairs = pd.concat([pairs, found], ignore_index=True)
         # a kill at any point has pictures compared again, and loses no pair: who is in the book has its pairs written
@@ -85,7 +89,16 @@ def _candidates(there: pd.DataFrame, new: pd.DataFrame, config: DuplicateConfig)
         new_hashes[first], variants=None if variants is None else variants[first]
     )
     across = np.stack([matched[:, 1], first[matched[:, 0]] + len(there)], axis=1)
-    return np.concatenate([across, np.sort(among, axis=1)])
+    near_in_meaning = _semantic_candidates(pd.concat([there["features"], new["features"]]).tolist(), len(there), config)
+    return np.concatenate([across, np.sort(among, axis=1), near_in_meaning])
+
+
+def _semantic_candidates(features: list[bytes], old: int, config: DuplicateConfig) -> np.ndarray:
+    """(m, 2) positions of pictures with near features, the second of them new; none unless asked."""
+    if config.semantic_cosine is None:
+        return np.empty((0, 2), np.int64)
+    pairs = semantic_candidates(stack_features(features), k=config.semantic_neighbours, least_cosine=config.semantic_cosine)
+    return pairs[pairs[:, 1] >= old]
 
 
 def _verify(pictures: pd.DataFrame, candidates: np.ndarray, config: DuplicateConfig) -> pd.DataFrame:
@@ -98,20 +111,28 @@ def _verify(pictures: pd.DataFrame, candidates: np.ndarray, config: DuplicateCon
             i = parent[i]
         return i
 
-    read = lru_cache(maxsize=1024)(lambda i: _small_grey(pictures.iloc[int(i)]))
+    read = lru_cache(maxsize=1024)(lambda i, side_px: _small_grey(pictures.iloc[int(i)], side_px))
+
+    def is_same(i: int, j: int) -> bool:
+        if verify_pair(read(i, _COMPARED_PX), read(j, _COMPARED_PX), turns=config.turned) >= config.least_similarity:
+            return True
+        if config.semantic_cosine is None:
+            return False
+        return count_inliers(read(i, _REGISTERED_PX), read(j, _REGISTERED_PX), rng=np.random.default_rng(0)) >= config.least_inliers
+
     found = []
     with show_progress("compare duplicates", len(candidates)) as bar:
         for i, j in candidates.tolist():
             bar.advance()
-            if root(i) != root(j) and verify_pair(read(i), read(j), turns=config.turned) >= config.least_similarity:
+            if root(i) != root(j) and is_same(i, j):
                 parent[root(i)] = root(j)
                 found.append((pictures["key"].iat[i], pictures["key"].iat[j]))
     return pd.DataFrame(found, columns=["first", "second"], dtype="string")
 
 
-def _small_grey(picture: pd.Series) -> np.ndarray:
+def _small_grey(picture: pd.Series, side_px: int) -> np.ndarray:
     frame = None if pd.isna(picture["frame"]) else str(picture["frame"])
-    return shrink_grey(read_overview(str(picture["uri"]), frame, str(picture["sha256"])), side_px=_COMPARED_PX)
+    return shrink_grey(read_overview(str(picture["uri"]), frame, str(picture["sha256"])), side_px=side_px)
 
 
 def read_overview(uri: str, frame: str | None, sha256: str) -> np.ndarray:

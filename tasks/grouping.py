@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 def list_pictures(rows: pd.DataFrame) -> pd.DataFrame:
     """The usable pictures that have a perceptual hash, one row each, as `find_duplicates` takes them."""
     hashed = rows[rows["excluded"].isna() & rows["phash"].notna()]
-    return hashed.assign(key=picture_keys(hashed)).drop_duplicates("key")[["key", "phash", "phash_turns", "uri", "frame", "sha256"]]
+    return hashed.assign(key=picture_keys(hashed)).drop_duplicates("key")[
+        ["key", "phash", "phash_turns", "features", "uri", "frame", "sha256"]
+    ]
 
 
 def picture_keys(rows: pd.DataFrame) -> pd.Series:

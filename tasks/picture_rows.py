@@ -15,7 +15,7 @@ from storage.images import encode_jpeg, read_mask
 from storage.pictures import read_picture
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, hash_columns, label_of, make_row
+from tasks.rows import Box, Tabulated, label_of, make_row, search_columns
 from tasks.transforms import EQUALISE, stain_transform
 
 
@@ -60,7 +60,7 @@ def _open(item: ItemReference, curation: CurationConfig, stain: str | None) -> _
     transform, trouble = stain_transform(stain, pixels.reshape(-1, 3))
     flags = (*measures.flags(quality, curation.quality), *(("stain-failed",) if trouble else ()))
     found = {
-        **hash_columns(pixels, curation.duplicates),
+        **search_columns(pixels, curation.duplicates),
         "sharpness": quality.sharpness if np.isfinite(quality.sharpness) else None,  # too small to say
         "brightness": quality.brightness,
         "contrast": quality.contrast,

@@ -8,6 +8,7 @@ import numpy as np
 from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
 from storage.manifest import sample_id
 from tasks.curation import DuplicateConfig
+from tasks.features import describe_picture
 from tasks.references import ItemReference
 
 
@@ -22,6 +23,7 @@ class Box:
     level: int = 0
 
 
+SEARCH_COLUMNS = ("phash_turns", "features")  # of the tables, not of the manifest
 NOWHERE = Box(0, 0, 0, 0)  # of a picture that was not read
 
 
@@ -80,13 +82,14 @@ def label_of(item: ItemReference, abnormal_share: float | None, *, whole: bool, 
     return 1 if abnormal_share >= least_share else None
 
 
-def hash_columns(image: np.ndarray, config: DuplicateConfig | None) -> dict[str, str | None]:
-    """A picture's perceptual hash, and those of its flips and quarter turns where duplicates are looked for among them."""
+def search_columns(image: np.ndarray, config: DuplicateConfig | None) -> dict[str, Any]:
+    """What duplicates are found by: the perceptual hash; where asked those of flips and quarter turns, and features of a network."""
     turns = dihedral_hashes(image) if config is not None and config.turned else None
     phash = perceptual_hash(image) if turns is None else turns[0]
     return {
         "phash": None if phash is None else hash_to_text(phash),
         "phash_turns": None if turns is None else " ".join(hash_to_text(turn) for turn in turns),
+        "features": describe_picture(image) if config is not None and config.semantic_cosine is not None else None,
     }
 
 

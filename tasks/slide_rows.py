@@ -19,7 +19,7 @@ from storage.tiff_levels import UnreadableSlideError
 from tasks.curation import CurationConfig, TileQualityConfig, TilingConfig
 from tasks.outlines import draw_outlines, has_outlines
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, hash_columns, label_of, make_row
+from tasks.rows import Box, Tabulated, label_of, make_row, search_columns
 from tasks.transforms import stain_transform
 
 _THUMBNAIL_PX = 1024
@@ -80,7 +80,7 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
         findings = _look_at_tiles(slide, spacing_um, boxes[kept] * slide.level_downsamples[view.level], curation.tiles)
         transform, trouble = stain_transform(stain, _read_some(slide, view, corners[kept & ~lost]) if stain else None)
     findings = [_complete(finding, bool(is_lost), trouble) for finding, is_lost in zip(findings, lost[kept], strict=True)]
-    hashes = hash_columns(thumbnail, curation.duplicates)
+    hashes = search_columns(thumbnail, curation.duplicates)
     rows = [
         hashes | _row(named, view, corners[i], labels[i], tissue[i], marked[i], findings[n], transform, curation)
         for n, i in enumerate(np.flatnonzero(kept))
