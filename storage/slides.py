@@ -29,6 +29,7 @@ _SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide")
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _SMALLEST_SLIDE_PX = 2048
 _BLOCK_PX = 64  # of a damaged level, how much is given up or read from a finer one at once
+_AHEAD_BYTES = 1 << 18  # a directory and its lists of tiles, not the tiles between them
 _KEPT_BYTES = 32 << 20  # as much as OpenSlide's own cache
 
 
@@ -106,7 +107,7 @@ def is_slide(uri: str | os.PathLike[str]) -> bool:
     if suffix not in _TIFF_SUFFIXES:
         return False
     try:
-        with filesystems.open_for_reading(uri) as file, tifffile.TiffFile(file, name=uri) as tif:
+        with filesystems.open_for_reading(uri, ahead_bytes=_AHEAD_BYTES) as file, tifffile.TiffFile(file, name=uri) as tif:
             first = tif.pages.first
             return bool(first.is_tiled) and max(first.imagewidth, first.imagelength) >= _SMALLEST_SLIDE_PX
     except TIFF_ERRORS:
@@ -165,7 +166,7 @@ class TiffSlide:
     def __init__(self, uri: str):
         self._uri = uri
         local = filesystems.local_path(uri)
-        self._file = local.open("rb") if local is not None else filesystems.open_for_reading(uri)
+        self._file = local.open("rb") if local is not None else filesystems.open_for_reading(uri, ahead_bytes=_AHEAD_BYTES)
         try:
             self._levels, self.spacing_um = parse_tiff(self._file, uri)
         except BaseException:

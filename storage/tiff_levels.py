@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 _PRINTING_DEFAULT_UM = 80.0  # 300 dpi and coarser (72, 96, 150 dpi): written by picture editors, measured by nobody
 _UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0, ResolutionUnit: 2 inch, 3 centimetre; 1 is none
+_LARGEST_TILE_PX = 1 << 26  # decoded at once, 0.2 GB; tiles have 65,536 px as a rule
 _PLAIN_COMPRESSIONS = (1, 5, 7)  # none, LZW, JPEG
 _JPEG = 7
 _PREDICTORS = (1, 2)
@@ -86,6 +87,9 @@ def _check_page_chain_is_whole(tif: tifffile.TiffFile, uri: str) -> None:
 
 
 def _describe_level(page: tifffile.TiffPage, size_bytes: int, uri: str) -> TiffLevel:
+    if page.is_tiled and page.tilewidth * page.tilelength > _LARGEST_TILE_PX:
+        size = f"{page.tilewidth} × {page.tilelength} px"
+        raise UnreadableSlideError(f"{uri}: refused as a possible decompression bomb (tiles of {size}); save it in tiles of 256 px")
     is_plain = (
         page.is_tiled
         and page.compression in _PLAIN_COMPRESSIONS

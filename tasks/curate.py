@@ -116,7 +116,7 @@ def count_rows(manifest: ManifestReference) -> list[dict[str, Any]]:
     """Counts of a manifest for a person: by data set, split and label, and by reason for what is excluded."""
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
     excluded = rows["excluded"].fillna("")
-    reason = excluded.str.split(r"[:;(]", n=1, regex=True).str[0].str.replace(r"\d+(\.\d+)?", "n", regex=True)
+    reason = excluded.str.split(r"[:;(]", n=1, regex=True).str[0].str.replace(r"\d+(\.\d+)?", "…", regex=True)
     shown = pd.DataFrame(
         {
             "dataset": rows["dataset"],

@@ -155,7 +155,11 @@ def _labels_of_pictures(rows: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
 def _refuse_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, config: DuplicateConfig | None) -> None:
     """Exclude files of the same content of which some are labelled normal and others abnormal."""
     by_content = labels.groupby("key")["label"].agg(["min", "max"])
-    contradictory = by_content.index[by_content["min"] != by_content["max"]]
+    # and a file that is listed twice as the same person's: the very same sample, labelled otherwise
+    labelled = rows[rows["excluded"].isna() & rows["label"].notna()]
+    by_sample = labelled.groupby("sample_id")["label"].transform("nunique")
+    twice = picture_keys(labelled[by_sample > 1]).unique()
+    contradictory = by_content.index[(by_content["min"] != by_content["max"]) | by_content.index.isin(twice)]
     if not len(contradictory):
         return
     examples = sorted(set(labels.loc[labels["key"] == contradictory[0], "uri"]))[:3]

@@ -1,6 +1,6 @@
 """The samples of one ordinary picture: whole, in tiles, or in patches of skin; measured, hashed, flagged."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,8 @@ def _patches(picture: _Picture, curation: CurationConfig) -> Tabulated:
     """Patches of a body photograph: those that are refused have a row too, which says why."""
     skin = find_skin(picture.pixels, curation.skin)
     patches = cut_patches(skin, config=curation.skin, photograph=picture.pixels)
+    ita_deg = measures.measure_ita(picture.pixels, skin) if skin.any() else np.nan  # of the skin, not of the wall behind it
+    picture = replace(picture, found=picture.found | {"ita_deg": None if np.isnan(ita_deg) else ita_deg})
     rows = []
     for patch in patches:
         row = _sample(picture, Box(patch.x_px, patch.y_px, patch.width_px, patch.height_px), least_share=1e-9)

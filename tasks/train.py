@@ -1,9 +1,10 @@
 """Train a detector on the development manifest, calibrate it on validation, and write its bundle with its card."""
 
 import platform
+import shutil
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from tasks.measures import measure
 from tasks.progress import show_progress
 from tasks.references import ModelReference
 from tasks.samples import SampleDataset, read_sample_mask
+from tasks.server import home
 
 if TYPE_CHECKING:
     from methods.training.fit import FitReport
@@ -42,6 +44,8 @@ class TrainingConfig(BaseModel):
     selection_samples: int | None = Field(
         default=None, ge=2, description="most validation samples, half of each class, on which epochs are compared; null: all"
     )
+    patience: int | None = Field(default=None, ge=1, description="epochs without a better one after which training stops; null: never")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(default="32-true", description="mixed ones halve memory on GPUs")
     threads: int | None = Field(default=None, ge=1, description="computing threads; one a core when not given")
 
 
@@ -59,10 +63,12 @@ def train_detector(
     rows = rows[rows["label"].notna()]
     validation = rows[rows["split"] == "validation"]
     normal = _cap_per_subject(rows[(rows["split"] == "train") & (rows["label"] == 0)], training)
+    name = f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}"
+    checkpoints = home() / "training" / name  # on this machine, whatever the store is: a killed training goes on from its last epoch
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = build_detector(detector)
-        report = _fit(model, normal, validation, training)
+        report = _fit(model, normal, validation, training, str(checkpoints))
     card = {
         "trained_on": {"manifest_digest": manifest_digest, "samples": len(normal), "subjects": int(normal["subject_id"].nunique())},
         "training": {**asdict(report), "seed": training.seed},
@@ -71,14 +77,13 @@ def train_detector(
         "packages": {name: version(name) for name in ("torch", "lightning", "numpy")} | {"python": platform.python_version()},
     }
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    uri = filesystems.join(
-        store, "models", f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}"
-    )
+    uri = filesystems.join(store, "models", name)
     digest = write_bundle(uri, Bundle(tensors=tensors, config=detector.model_dump(mode="json"), card=card))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return ModelReference(uri=uri, digest=digest, kind=detector.kind)
 
 
-def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, training: TrainingConfig) -> "FitReport":
+def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, training: TrainingConfig, checkpoints: str) -> "FitReport":
     from methods.training.fit import Validation, fit, training_images  # here, because Lightning takes seconds to import
 
     train_images = SampleDataset(normal, size_px=model.input_size_px)
@@ -86,7 +91,17 @@ def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, traini
     held_out = Validation(SampleDataset(compared, size_px=model.input_size_px), compared["label"].to_numpy(int)) if len(compared) else None
     with show_progress(f"train {type(model).__name__}", training_images(model, len(train_images))) as bar:
         threads = training.threads or available_cores()
-        return fit(model, train_images, validation=held_out, seed=training.seed, threads=threads, on_step=bar.advance)
+        return fit(
+            model,
+            train_images,
+            validation=held_out,
+            seed=training.seed,
+            threads=threads,
+            checkpoints=checkpoints,
+            patience=training.patience,
+            precision=training.precision,
+            on_step=bar.advance,
+        )
 
 
 def _calibrate(model: Detector, validation: pd.DataFrame, bootstrap: BootstrapConfig) -> dict[str, Any]:

@@ -20,6 +20,14 @@ def pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "pictures", normal=12, abnormal=6)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is written to the home of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NORMASCOPE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server of its own with an empty history."""

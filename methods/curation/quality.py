@@ -22,6 +22,7 @@ _WORKING_PX = 512  # longer side; what is finer is not looked at, so that a numb
 _COLOUR_PX = 64  # longer side of the copy that colours are taken from
 _CELL_PX = 16  # contrast is measured within cells, so that shading and a background do not count
 _BLACK, _WHITE = 5, 250  # grey levels that count as clipped
+_ROUNDING = 20 / 12  # variance of the Laplacian of rounding to whole grey levels: else a picture gets sharper the more it is blurred
 _STEP = 16  # grey levels from a row to the next that make an edge
 _BAND_PX = 4  # rows that are averaged before ticks are looked for
 _TICK_PERIODS_PX = np.arange(4, 61)
@@ -141,8 +142,8 @@ def near_constant(quality: Quality, config: QualityConfig) -> bool:
 def sharpness(image: np.ndarray) -> float:
     """Variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) at 512 px over the mean variance in cells of 16 px, in [0, 20].
 
-    The same for a picture and its enlargement. Noise counts as sharp, so that a blurred but grainy picture of little contrast passes; a
-    picture that shows smooth skin alone is hardly told from a blurred one.
+    Less the variance that rounding to grey levels has. The same for a picture and its enlargement. Noise counts as sharp, so that a
+    blurred but grainy picture of little contrast passes; a picture that shows smooth skin alone is hardly told from a blurred one.
     """
     _check(image, None)
     return _sharpness(np.asarray(_shrink(Image.fromarray(image).convert("L"), _WORKING_PX)))
@@ -226,7 +227,8 @@ def _sharpness(grey: np.ndarray) -> float:
     laplacian += values[:-2, 1:-1]
     laplacian += values[2:, 1:-1]
     laplacian -= 4 * centre
-    return (_mean_square(laplacian) - float(laplacian.mean()) ** 2) / contrast if contrast > 1e-3 else 0.0
+    variance = _mean_square(laplacian) - float(laplacian.mean()) ** 2
+    return max(variance - _ROUNDING, 0.0) / contrast if contrast > 1e-3 else 0.0
 
 
 def _mean_square(values: np.ndarray) -> float:

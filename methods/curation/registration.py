@@ -15,7 +15,8 @@ def count_inliers(a: np.ndarray, b: np.ndarray, *, rng: np.random.Generator) -> 
     """Keypoints of `a` that one similarity transform puts on their match in `b`; geometric verification as of image retrieval.
 
     ORB keypoints (Rublee et al. 2011), mutual nearest descriptors with Lowe's ratio of 0.8, RANSAC with 4 px. Two pictures of one lesion,
-    zoomed, cropped or turned, share dozens; strangers hardly ever more than ten. Smooth pictures without keypoints share none: not verified.
+    zoomed, cropped or turned, share dozens; strangers hardly ever more than ten. Smooth pictures without keypoints share none: they are
+    not verified.
 
     Args:
         a: (h, w) grey, any range; about 256 px.

@@ -5,6 +5,8 @@ import numpy as np
 from methods.curation.quality import ink_mask
 
 _CELL_PX = 16  # contrast counts within cells, so that a change of stain from one side of the tile to the other is no sharpness
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_ROUNDING = float(20 / 12 * (_GREY**2).sum())  # variance of the Laplacian of rounding each channel to whole levels
 _INK_STEP = 4  # strokes are wide: one pixel of sixteen is looked at
 
 
@@ -21,12 +23,12 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         sharpness (n,) and share of ink (n,) in [0, 1], float64.
     """
-    grey = strip @ np.array([0.299, 0.587, 0.114], np.float32)
+    grey = strip @ _GREY
     laplacian = np.zeros_like(grey)
     laplacian[1:-1, 1:-1] = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
     variance = _mean_in_spans(laplacian**2, spans) - _mean_in_spans(laplacian, spans) ** 2
     contrast = _mean_in_spans(_within_cells(grey) ** 2, spans)
-    sharpness = np.divide(variance, contrast, out=np.zeros_like(variance), where=contrast > 1e-3)
+    sharpness = np.divide(np.maximum(variance - _ROUNDING, 0), contrast, out=np.zeros_like(variance), where=contrast > 1e-3)
     return sharpness, _mean_in_spans(ink_mask(strip[::_INK_STEP, ::_INK_STEP]).astype(np.float32), np.asarray(spans) / _INK_STEP)
 
 

@@ -62,6 +62,25 @@ class LearnsByGradient(Detector, Protocol):
 
 
 @runtime_checkable
+class LearnsAgainstCritic(LearnsByGradient, Protocol):
+    """A detector whose generator learns by `loss` in turns with a critic.
+
+    Attributes:
+        critic_steps: batches that the critic learns from for each that the generator learns from.
+    """
+
+    critic_steps: int
+
+    def critic_loss(self, images: Tensor) -> Tensor:
+        """The critic's mean loss of a batch, a scalar."""
+        ...
+
+    def build_critic_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over the critic's weights; `build_optimizer` is over all others."""
+        ...
+
+
+@runtime_checkable
 class LearnsByMemory(Detector, Protocol):
     """A detector that looks at every training image once and keeps something of it."""
 

@@ -1,12 +1,17 @@
 """The archive and the store in an object store: a real S3 server that checks signatures, the same results as from a local disk."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from skimage import data
 
@@ -20,7 +25,7 @@ from storage import filesystems
 from storage.datasets.folder import FolderSource
 from storage.models import read_bundle
 from storage.scores import list_stores, open_store
-from storage.slides import write_pyramid
+from storage.slides import is_slide, open_slide, write_pyramid
 from tasks.caching import steps
 from tasks.curation import TilingConfig
 from tasks.evaluate import EvaluationConfig
@@ -142,6 +147,28 @@ def test_a_server_that_is_gone_is_an_error_that_names_the_endpoint(
             curate(make_config(uri, f"{server.bucket}/never"))
 
 
+def test_opening_a_slide_fetches_its_directories_and_not_its_tiles(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pyramid(tmp_path / "noise.tif", np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), np.uint8), spacing_um=0.5)
+    uri = f"{server.bucket}/noise.tif"
+    filesystems.write_bytes(uri, (tmp_path / "noise.tif").read_bytes())
+    caches: list[Any] = []  # which a file forgets when it is closed
+    real = filesystems.open_for_reading
+
+    def open_for_reading(uri: str, **options: Any) -> Any:
+        file = real(uri, **options)
+        caches.append(file.cache)
+        return file
+
+    monkeypatch.setattr(filesystems, "open_for_reading", open_for_reading)
+    assert is_slide(uri)
+    with open_slide(uri) as slide:
+        assert slide.level_dimensions == ((4096, 4096), (2048, 2048), (1024, 1024), (512, 512))
+    assert len(caches) == 2
+    assert 0 < sum(cache.total_requested_bytes for cache in caches) < (tmp_path / "noise.tif").stat().st_size / 5
+
+
 def test_a_whole_run_on_s3_gives_the_bits_of_a_local_one(server: S3Server, archive: Path, tmp_path: Path) -> None:
     uri, store = upload(archive, f"{server.bucket}/whole/archive"), f"{server.bucket}/whole/store"
     there, here = make_config(uri, store), make_config(str(archive), str(tmp_path / "store"))
@@ -167,3 +194,36 @@ def test_a_whole_run_on_s3_gives_the_bits_of_a_local_one(server: S3Server, archi
     before = steps.done.copy()
     assert run(there) == report
     assert steps.done == before
+
+
+def test_the_command_with_dask_workers_reads_and_writes_s3_and_refuses_a_wrong_secret_in_one_line(
+    server: S3Server, archive: Path, tmp_path: Path
+) -> None:
+    config = {
+        "name": "by command",
+        "store": f"{server.bucket}/command/store",
+        "source": {"kind": "folder", "path": upload(archive / "pictures", f"{server.bucket}/command/pictures")},
+        "execution": {"kind": "local", "workers": 2},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    clean = {name: value for name, value in server.environment().items() if not name.startswith("PREFECT_")}
+    clean["NORMASCOPE_HOME"] = str(tmp_path / "home")
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
+        return subprocess.run(command, env=clean | environment, cwd=tmp_path, capture_output=True, text=True)
+
+    try:
+        done = call("curate", "run.yaml")
+        refused = call("curate", "run.yaml", AWS_SECRET_ACCESS_KEY="not the secret")
+    finally:
+        call("ui", "--stop")
+    assert done.returncode == 0, done.stderr
+    (uri,) = re.findall(r"^manifest of 18 samples: (s3://\S+)$", done.stdout, re.MULTILINE)
+    proved = call("check-splits", uri)
+    assert proved.returncode == 0, proved.stdout
+    assert "none is in more than one split" in proved.stdout
+    assert "answers" in call("doctor", "--store", config["store"]).stdout  # type: ignore[arg-type]
+    assert refused.returncode == 1
+    assert "AWS_SECRET_ACCESS_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr

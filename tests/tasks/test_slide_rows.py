@@ -397,6 +397,14 @@ def test_stains_are_estimated_past_damaged_tiles(path: Path, tmp_path: Path) -> 
     assert rows["transform"].notna().all()
 
 
+def test_a_slide_whose_tiles_claim_40000_by_40000_px_is_refused_and_handed_to_no_other_reader(path: Path) -> None:
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        for tag in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+            tif.pages[0].tags[tag].overwrite(40_000)
+    with pytest.raises(UnreadableSlideError, match=r"refused as a possible decompression bomb \(tiles of 40000 × 40000 px\); save it in"):
+        tabulate(path)
+
+
 def test_a_slide_of_which_nothing_can_be_decoded_is_refused_by_name(path: Path) -> None:
     with tifffile.TiffFile(path) as tif:
         tiles = [len(page.dataoffsets) for page in tif.pages]

@@ -1,6 +1,7 @@
 """The training room with detectors whose every epoch is known beforehand."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +176,113 @@ def test_scores_of_a_dataset_keep_its_order() -> None:
     torch.testing.assert_close(scores.image, torch.tensor(values))
     assert scores.pixel is not None
     assert scores.pixel.shape == (7, 2, 2)
+
+
+class _KilledError(Exception):
+    """Stands for a process that dies."""
+
+
+class _NoisyAutoencoder(Autoencoder):
+    """Draws in its loss, as variational detectors do, and dies at a step when it is told to."""
+
+    dies_at: int | None = None
+    taken = 0
+
+    def loss(self, images: Tensor) -> Tensor:
+        self.taken += 1
+        if self.taken == self.dies_at:
+            raise _KilledError
+        return super().loss((images + 0.1 * torch.randn_like(images)).clamp(0, 1))
+
+
+def _noisy(epochs: int = 4) -> _NoisyAutoencoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _NoisyAutoencoder(AutoencoderConfig(C0=2, d=2, input_size_px=16, epochs=epochs, training_batch_size=2))
+
+
+def _pictures(count: int) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights_as_an_unbroken_one(tmp_path: Path) -> None:
+    images, validation = _pictures(6), Validation(images=_pictures(4), labels=np.array([0, 1, 0, 1]))  # type: ignore[arg-type]
+    unbroken, killed = _noisy(), _noisy()
+    report = fit(unbroken, images, validation=validation, seed=5, threads=1)  # type: ignore[arg-type]
+    killed.dies_at = 8  # in the third of four epochs of three steps
+    with pytest.raises(_KilledError):
+        fit(killed, images, validation=validation, seed=5, threads=1, checkpoints=str(tmp_path))  # type: ignore[arg-type]
+    resumed = _noisy()
+    again = fit(resumed, images, validation=validation, seed=5, threads=1, checkpoints=str(tmp_path))  # type: ignore[arg-type]
+    assert resumed.taken == 6  # the last two epochs alone
+    assert (again.curve, again.best_epoch) == (report.curve, report.best_epoch)
+    assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in unbroken.state_dict().items())
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_one() -> None:
+    detector = _Clock(signs=[0, 1, 0, 0, 0, 0], losses=[6, 5, 4, 3, 2, 1])
+    report = fit(detector, _Images([0.5] * 4), validation=VALIDATION, seed=0, threads=1, patience=2)
+    assert (len(report.curve), report.best_epoch, int(detector.steps)) == (4, 2, 2)
+
+
+class _Greedy(_NoisyAutoencoder):
+    """Has memory for one image only."""
+
+    def loss(self, images: Tensor) -> Tensor:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Autoencoder.loss(self, images)
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_its_effective_size(caplog: pytest.LogCaptureFixture) -> None:
+    config = AutoencoderConfig(C0=2, d=2, input_size_px=16, epochs=2, training_batch_size=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        roomy, greedy = Autoencoder(config), _Greedy(config)
+    greedy.load_state_dict(roomy.state_dict())
+    for detector in (roomy, greedy):
+        fit(detector, _pictures(8), validation=None, seed=0, threads=1)  # type: ignore[arg-type]
+    assert "in 4 pieces" in caplog.text
+    for name, tensor in roomy.state_dict().items():
+        torch.testing.assert_close(greedy.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_single_image_that_does_not_fit_is_an_error_that_says_so() -> None:
+    class _Hopeless(_NoisyAutoencoder):
+        def loss(self, images: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(TrainingError, match="single image does not fit"):
+        fit(_Hopeless(AutoencoderConfig(C0=2, d=2, input_size_px=16, epochs=1)), _pictures(2), validation=None, seed=0, threads=1)  # type: ignore[arg-type]
+
+
+class _Rivals(nn.Module):
+    """Two weights, each of which counts the steps of its optimiser."""
+
+    input_size_px, batch_size, training_batch_size, epochs, critic_steps = 2, 3, 2, 1, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.critic = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def loss(self, images: Tensor) -> Tensor:
+        return 7 - (self.generator - self.generator.detach())
+
+    def critic_loss(self, images: Tensor) -> Tensor:
+        return -self.critic
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.generator], lr=1)
+
+    def build_critic_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.critic], lr=1)
+
+    def score(self, images: Tensor) -> Scores:
+        return Scores(image=images.mean((1, 2, 3)), pixel=None)
+
+
+def test_a_critic_learns_from_every_batch_and_its_generator_from_every_third() -> None:
+    rivals = _Rivals()
+    report = fit(rivals, _Images([0.5] * 12), validation=None, seed=0, threads=1)
+    assert (int(rivals.critic), int(rivals.generator)) == (6, 2)
+    assert report.curve[0]["loss"] == 7  # the generator's
