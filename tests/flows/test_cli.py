@@ -1,9 +1,6 @@
 """The command as a person meets it: what --help says, what check-splits finds, what curate prints."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from storage.manifest import write_manifest
 from storage.slides import write_pyramid
+from tests.command import Workplace
 from tests.phantoms import write_pictures
 
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
@@ -166,19 +164,6 @@ def test_what_is_no_table_of_splits_is_refused_in_one_line(tmp_path: Path, name:
     assert code == 1
     assert said in text
     assert "Traceback" not in text
-
-
-class Workplace:
-    """A folder with an archive, a configuration over it, and a home whose Prefect server is stopped at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.environment["NORMASCOPE_HOME"] = str(folder / "home")
-
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,20 @@
 """The quick demo as a user runs it, its report in a real browser, and the second run that has nothing to do."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.command import Workplace
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-class Demo:
-    """A home of its own and what the command said in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        self.environment["NORMASCOPE_HOME"] = str(folder / "home")
-
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True)
+class Demo(Workplace):
+    """A demo that was run, and its report."""
 
     @property
     def report(self) -> Path:

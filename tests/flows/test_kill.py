@@ -1,9 +1,7 @@
 """SIGKILL in the middle of scoring, a second run, the same arrays; Ctrl-C; and where the work runs makes no difference."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import yaml
 
 from storage.scores import ScoreStore, open_store
+from tests.command import NORMASCOPE, Workplace
 from tests.phantoms import write_pictures
 
 pytestmark = pytest.mark.slow
@@ -27,16 +26,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kill")
     write_pictures(folder / "pictures", normal=NORMAL, abnormal=ABNORMAL, size_px=256)
     yield folder
-    subprocess.run([*normascope(), "ui", "--stop"], env=environment(folder), check=True, capture_output=True)
-
-
-def normascope() -> list[str]:
-    return [sys.executable, "-c", "from flows.cli import main; main()"]
+    subprocess.run([*NORMASCOPE, "ui", "--stop"], env=environment(folder), check=True, capture_output=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return kept | {"NORMASCOPE_HOME": str(folder / "home")}
+    return Workplace(folder).environment
 
 
 def configure(folder: Path, store: str, **execution: object) -> Path:
@@ -55,12 +49,12 @@ def configure(folder: Path, store: str, **execution: object) -> Path:
 
 
 def score(folder: Path, config: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*normascope(), "score", str(config)], env=environment(folder), check=True, capture_output=True, text=True)
+    return subprocess.run([*NORMASCOPE, "score", str(config)], env=environment(folder), check=True, capture_output=True, text=True)
 
 
 def start(folder: Path, config: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*normascope(), "score", str(config)], env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*NORMASCOPE, "score", str(config)], env=environment(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 

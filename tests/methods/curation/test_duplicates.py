@@ -10,34 +10,6 @@ from methods.curation.hashing import shrink_grey, turned
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def flipped(rng: np.random.Generator, hashes: np.ndarray, most: int) -> np.ndarray:
-    """Each with up to `most` bits changed."""
-    for _ in range(most):
-        hashes = hashes ^ (np.uint64(1) << rng.integers(0, 64, hashes.shape).astype(np.uint64)) * rng.integers(
-            0, 2, hashes.shape, np.uint64
-        )
-    return hashes
-
-
-def planted(rng: np.random.Generator, n: int, *, bias: float = 0.5) -> np.ndarray:
-    """Random hashes, copies, near copies, at `bias` other than ½ with bits that are mostly unset."""
-    bits = rng.random((n, 64)) < bias
-    hashes = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
-    return rng.permutation(
-        np.concatenate([hashes, hashes[: n // 4], flipped(rng, hashes[: n // 2], 11), flipped(rng, hashes[: n // 4], 5)])
-    )
-
-
-def brute_force_pairs(hashes: np.ndarray, radius: int, variants: np.ndarray | None = None) -> np.ndarray:
-    variants = hashes[:, None] if variants is None else variants
-    near = (np.bitwise_count(hashes[:, None, None] ^ variants) <= radius).any(2)  # [earlier, later]
-    return np.argwhere(np.triu(near, 1))
-
-
-def brute_force_groups(hashes: np.ndarray, radius: int, variants: np.ndarray | None = None) -> np.ndarray:
-    return components(len(hashes), brute_force_pairs(hashes, radius, variants))
-
-
 def components(n: int, pairs: np.ndarray) -> np.ndarray:
     groups = [{i} for i in range(n)]
     for i, j in pairs:
