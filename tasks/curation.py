@@ -1,9 +1,9 @@
 """How curation is done: the part of a run's configuration that decides which pixels become samples."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.curation.quality import QualityConfig
 from methods.curation.skin import SkinConfig
@@ -86,9 +86,15 @@ class CurationConfig(BaseModel):
     exclude: tuple[str, ...] = Field(default=(), description="flags that exclude a sample, such as blurred, near-constant, screenshot, pen")
     skin: SkinConfig = Field(default=SkinConfig(), description="patches of skin, where tiling says so")
     crop_share: float | None = Field(default=None, gt=0, le=1, description="whole pictures: the central part of each side that is used")
-    equalise: bool = Field(default=False, description="whole pictures: equalise the histogram, as for radiographs")
+    equalise: bool = Field(default=False, description="ordinary pictures: equalise the histogram of their grey levels, as for radiographs")
     stain: StainNormalisation | None = None
     duplicates: DuplicateConfig | None = Field(default=DuplicateConfig(), description="null: only the same content twice is noticed")
+
+    @model_validator(mode="after")
+    def _one_transform(self) -> Self:
+        if self.equalise and self.stain is not None:
+            raise ValueError("equalise and stain are both asked for; radiographs have no stain, tissue is not equalised")
+        return self
 
     def refuse(self, flags: Iterable[str]) -> str | None:
         """Why a sample with these flags is excluded, or None."""

@@ -15,7 +15,7 @@ from storage.images import encode_jpeg, read_mask
 from storage.pictures import read_picture
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, label_of, make_row, search_columns
+from tasks.rows import Box, Tabulated, check_marked, label_of, make_row, search_columns
 from tasks.transforms import EQUALISE, stain_transform
 
 
@@ -42,7 +42,7 @@ def tabulate_picture(item: ItemReference, tiling: TilingConfig, curation: Curati
     """The rows of one picture.
 
     Raises:
-        SourceError: a mask of another size, or an empty one of an abnormal picture.
+        SourceError: a mask of another size, or one that contradicts the label.
         UnreadableImageError: a damaged picture.
     """
     picture = _open(item, curation, stain)
@@ -134,7 +134,5 @@ def _read_mask(item: ItemReference, pixels: np.ndarray) -> np.ndarray | None:
     if mask.shape != pixels.shape[:2]:
         sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its picture {pixels.shape[1]} × {pixels.shape[0]}"
         raise SourceError(f"the mask {item['mask_uri']} has {sizes}: save it at the picture's size")
-    if item["label"] == 1 and not mask.any():
-        what_to_do = "draw what is abnormal, or remove the mask so that it is unknown"
-        raise SourceError(f"the mask {item['mask_uri']} of an abnormal picture is empty: {what_to_do}")
+    check_marked(item, mask)
     return mask

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
+from storage.datasets.source import SourceError
 from storage.manifest import sample_id
 from tasks.curation import DuplicateConfig
 from tasks.features import describe_picture
@@ -80,6 +81,19 @@ def label_of(item: ItemReference, abnormal_share: float | None, *, whole: bool, 
     if abnormal_share == 0:
         return None if item["partly_annotated"] else 0
     return 1 if abnormal_share >= least_share else None
+
+
+def check_marked(item: ItemReference, mask: np.ndarray) -> None:
+    """Refuse a mask that contradicts its picture's label.
+
+    Raises:
+        SourceError: an empty one of something abnormal, or one that shows something in what is called normal.
+    """
+    if item["label"] == 1 and not mask.any():
+        what_to_do = "draw what is abnormal, or remove the mask so that it is unknown"
+        raise SourceError(f"the mask {item['mask_uri']} of something abnormal is empty: {what_to_do}")
+    if item["label"] == 0 and mask.any():
+        raise SourceError(f"{item['uri']} is labelled normal, but the mask {item['mask_uri']} shows something: correct one of them")
 
 
 def search_columns(image: np.ndarray, config: DuplicateConfig | None) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from methods.curation.tissue import draw_evenly, find_tissue, tile_grid, tissue_
 from storage import filesystems
 from storage.datasets.source import SourceError
 from storage.images import encode_jpeg, read_mask
+from storage.manifest import sample_id
 from storage.slides import SlideReader, look_over, open_slide
 from storage.tiff_levels import UnreadableSlideError
 from tasks.curation import CurationConfig, TileQualityConfig, TilingConfig
 from tasks.outlines import draw_outlines, has_outlines
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, label_of, make_row, search_columns
+from tasks.rows import Box, Tabulated, check_marked, label_of, make_row, search_columns
 from tasks.transforms import stain_transform
 
 _THUMBNAIL_PX = 1024
@@ -81,10 +82,8 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
         transform, trouble = stain_transform(stain, _read_some(slide, view, corners[kept & ~lost]) if stain else None)
     findings = [_complete(finding, bool(is_lost), trouble) for finding, is_lost in zip(findings, lost[kept], strict=True)]
     hashes = search_columns(thumbnail, curation.duplicates)
-    rows = [
-        hashes | _row(named, view, corners[i], labels[i], tissue[i], marked[i], findings[n], transform, curation)
-        for n, i in enumerate(np.flatnonzero(kept))
-    ]
+    of_all = hashes | {"spacing_um": view.spacing_um, "transform": transform}
+    rows = _rows(named, view, of_all, corners[kept], labels[kept], tissue[kept], marked[kept], findings, curation)
     note = _describe(corners, enough | lost, kept, findings, tiling) + (f"; stain: {trouble}" if trouble else "")
     preview = draw_tiles(thumbnail, tissue_mask, boxes * (thumbnail.shape[1] / width_px), kept=kept, abnormal=labels == 1)
     if not rows:
@@ -118,21 +117,15 @@ def _marked_shares(item: ItemReference, slide: SlideReader, boxes: np.ndarray, v
     if has_outlines(uri):
         downsample = max(1.0, view.tile_px * slide.level_downsamples[view.level] / _MASK_PX_A_TILE)
         outlines = draw_outlines(uri, item["mask_sha256"] or "", width_px=slide.width_px, height_px=slide.height_px, downsample=downsample)
-        _check_marked(item, outlines)
+        check_marked(item, outlines)
         return tissue_share(outlines, boxes / downsample)
     with filesystems.open_for_reading(uri) as file:
         mask = read_mask(file)
     if mask.shape != (slide.height_px, slide.width_px):
         sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its slide {slide.width_px} × {slide.height_px}"
         raise SourceError(f"the mask {uri} has {sizes}: save it at the slide's size, or give outlines (.xml, .geojson)")
-    _check_marked(item, mask)
+    check_marked(item, mask)
     return tissue_share(mask, boxes)
-
-
-def _check_marked(item: ItemReference, mask: np.ndarray) -> None:
-    if item["label"] == 1 and not mask.any():
-        what_to_do = "draw what is abnormal, or remove the mask so that it is unknown"
-        raise SourceError(f"the mask {item['mask_uri']} of an abnormal slide is empty: {what_to_do}")
 
 
 def _labels(item: ItemReference, marked: np.ndarray, tiling: TilingConfig) -> np.ndarray:
@@ -164,8 +157,8 @@ def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, qua
     downsample = slide.level_downsamples[level]
     reduction = max(1, int(_FLAG_SPACING_UM / (spacing_um * downsample)))
     findings: list[_Finding] = []
-    for y in np.unique(boxes[:, 1]):
-        row = (boxes[boxes[:, 1] == y] / downsample).round().astype(int)
+    rows = np.split((boxes / downsample).round().astype(int), np.flatnonzero(np.diff(boxes[:, 1])) + 1)
+    for row in rows if len(boxes) else ():
         try:
             findings += _look_at_row(slide, row, level, reduction, quality)
         except UnreadableSlideError:  # one by one: the others of the row are sound
@@ -176,8 +169,9 @@ def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, qua
 def _look_at_row(slide: SlideReader, row: np.ndarray, level: int, reduction: int, quality: TileQualityConfig) -> list[_Finding]:
     """Of tiles of one row of the grid, (n, 4) in pixels of the level."""
     left, top, right, bottom = row[:, 0].min(), row[0, 1], row[:, 2].max(), row[0, 3]
-    strip = Image.fromarray(slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level))
-    pixels = np.asarray(strip.reduce(reduction) if reduction > 1 else strip)
+    pixels = slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level)
+    if reduction > 1:
+        pixels = np.asarray(Image.fromarray(pixels).reduce(reduction))
     sharpness, ink = measure_tiles(pixels, (row[:, ::2] - left) / reduction)
     return [_Finding(quality.flags(*measured)) for measured in zip(sharpness.tolist(), ink.tolist(), strict=True)]
 
@@ -204,28 +198,35 @@ def _read_some(slide: SlideReader, view: TileLevel, corners: np.ndarray) -> np.n
     return np.concatenate(tiles)
 
 
-def _row(
+def _rows(
     item: ItemReference,
     view: TileLevel,
-    corner: np.ndarray,
-    label: float,
-    tissue: float,
-    marked: float,
-    finding: _Finding,
-    transform: str | None,
+    of_all: dict[str, Any],
+    corners: np.ndarray,
+    labels: np.ndarray,
+    tissue: np.ndarray,
+    marked: np.ndarray,
+    findings: list[_Finding],
     curation: CurationConfig,
-) -> dict[str, Any]:
-    return make_row(
-        item,
-        Box(int(corner[0]), int(corner[1]), view.tile_px, view.tile_px, view.level),
-        label=None if np.isnan(label) else int(label),
-        spacing_um=view.spacing_um,
-        tissue_share=float(tissue),
-        abnormal_share=None if np.isnan(marked) else float(marked),
-        flags=";".join(finding.flags) or None,
-        transform=transform,
-        excluded=finding.unreadable or curation.refuse(finding.flags),
-    )
+) -> list[dict[str, Any]]:
+    """A row a tile; what they have in common is put together once for each label, because a slide has tens of thousands of them."""
+    box = Box(0, 0, view.tile_px, view.tile_px, view.level)
+    common = {label: make_row(item, box, label=label, **of_all) for label in (0, 1, None)}
+    place = {"level": view.level, "width_px": view.tile_px, "height_px": view.tile_px, "frame": item["frame"]}
+    tiles = zip(corners.tolist(), labels.tolist(), tissue.tolist(), marked.tolist(), findings, strict=True)
+    return [
+        common[None if label != label else int(label)]  # NaN, unknown, is not itself
+        | {
+            "sample_id": sample_id(item["sha256"] or item["uri"], x_px=x, y_px=y, **place),
+            "x_px": x,
+            "y_px": y,
+            "tissue_share": tissue_here,
+            "abnormal_share": None if marked_here != marked_here else marked_here,
+            "flags": ";".join(finding.flags) or None,
+            "excluded": finding.unreadable or curation.refuse(finding.flags),
+        }
+        for (x, y), label, tissue_here, marked_here, finding in tiles
+    ]
 
 
 def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: list[_Finding], tiling: TilingConfig) -> str:

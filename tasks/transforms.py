@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 
 from methods.curation.radiograph import equalise
 from methods.curation.stain import StainConfig, StainError, Stains, estimate_stains, normalise
@@ -60,7 +61,7 @@ def stain_transform(target: str | None, tissue: np.ndarray | None) -> tuple[str 
 def _parse(transform: str) -> Callable[[np.ndarray], np.ndarray]:
     values = json.loads(transform)
     if values["kind"] == "equalise":
-        return lambda pixels: np.repeat(equalise(pixels[..., 0])[..., None], 3, axis=2)
+        return lambda pixels: np.repeat(equalise(np.asarray(Image.fromarray(pixels).convert("L")))[..., None], 3, axis=2)
     if values["kind"] == "stain":
         source, target = Stains.from_dict(values["source"]), Stains.from_dict(values["target"])
         config = StainConfig(**values["config"])

@@ -246,7 +246,7 @@ def spoil_with_a_slide_that_is_none(folder: Path) -> None:
     [
         (spoil_with_a_bomb, "decompression bomb.*cut it or save it as a slide"),
         (spoil_with_a_mask_of_another_size, "20 × 10 px, its picture 96 × 96: save it at the picture's size"),
-        (spoil_with_an_empty_mask, "of an abnormal picture is empty: draw what is abnormal, or remove the mask"),
+        (spoil_with_an_empty_mask, "of something abnormal is empty: draw what is abnormal, or remove the mask"),
         (spoil_with_a_lossy_mask, "a mask has two values.*Save it without lossy compression"),
         (spoil_with_a_truncated_picture, r"bad\.jpg.*truncated"),
         (spoil_with_a_slide_without_spacing, "does not say its µm per pixel; list it in a CSV with the column spacing_um"),

@@ -21,6 +21,7 @@ from storage.images import UnreadableImageError
 from tasks.curation import CurationConfig, DuplicateConfig, StainNormalisation, TilingConfig
 from tasks.picture_rows import tabulate_picture
 from tasks.references import ItemReference
+from tasks.rows import check_marked
 from tasks.samples import read_sample
 from tasks.transforms import stain_target
 from tests.miniatures import radiograph, small_pictures, write_dicom
@@ -160,7 +161,7 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
 
 def test_an_empty_mask_is_refused_of_an_abnormal_picture_and_taken_of_a_normal_one(tmp_path: Path) -> None:
     path, mask = save(tmp_path, photograph()), save(tmp_path, np.zeros((64, 96), bool), "mask.png")
-    with pytest.raises(SourceError, match="of an abnormal picture is empty: draw what is abnormal, or remove the mask"):
+    with pytest.raises(SourceError, match="of something abnormal is empty: draw what is abnormal, or remove the mask"):
         tabulate(path, label=1, mask_uri=str(mask))
     assert only_row(path, label=0, mask_uri=str(mask))["abnormal_share"] == 0
 
@@ -329,3 +330,17 @@ def test_a_picture_of_tissue_gets_its_transform_and_one_of_a_single_colour_is_ma
     assert "stain-failed" in failed["flags"].split(";")
     refused = only_row(tmp_path / "grey.png", CurationConfig(exclude=("stain-failed",)), stain=stain)
     assert refused["excluded"] == "flagged stain-failed"
+
+
+def test_a_normal_picture_whose_mask_shows_something_is_refused_naming_both(tmp_path: Path) -> None:
+    item = {"uri": "a.png", "mask_uri": "a-mask.png", "label": 0}
+    mask = np.zeros((4, 4), bool)
+    check_marked(item, mask)  # type: ignore[arg-type]
+    mask[1, 2] = True
+    with pytest.raises(SourceError, match=r"a\.png is labelled normal, but the mask a-mask\.png shows something"):
+        check_marked(item, mask)  # type: ignore[arg-type]
+
+
+def test_equalised_and_stain_normalised_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="radiographs have no stain"):
+        CurationConfig.model_validate({"equalise": True, "stain": {"kind": "macenko", "target": "a.png"}})

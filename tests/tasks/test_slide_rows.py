@@ -251,7 +251,7 @@ def test_an_empty_mask_of_an_abnormal_slide_is_refused_and_not_taken_for_all_nor
         Image.fromarray(np.zeros((SIDE_PX, SIDE_PX), bool)).save(tmp_path / name)
     else:
         write_asap(tmp_path / name, [])
-    with pytest.raises(SourceError, match=r"mask\.\w+ of an abnormal slide is empty: draw what is abnormal, or remove the mask"):
+    with pytest.raises(SourceError, match=r"mask\.\w+ of something abnormal is empty: draw what is abnormal, or remove the mask"):
         tabulate(path, label=1, mask_uri=str(tmp_path / name), mask_sha256="empty")
 
 
