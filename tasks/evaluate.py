@@ -84,6 +84,7 @@ def evaluate_store(
         "subjects": {"all": len(image.subjects), "with anomaly": int((image.abnormal.sum(1) > 0).sum())},
         "samples": outcome,
         "metrics": measure(image, pixel, thresholds=thresholds, bootstrap=evaluation.bootstrap),
+        "training": card["training"],
         "thresholds": card["calibration"].get("thresholds", {}),
         "why_no_threshold": card["calibration"].get("why_none", ""),
         "roc": {level: _thin(roc_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None},

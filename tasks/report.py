@@ -12,6 +12,7 @@ from PIL import Image
 from methods.detectors.registry import NAMES
 from storage import filesystems
 from storage.manifest import read_manifest
+from storage.reports.figures import LearningCurve
 from storage.reports.page import (
     CountRow,
     DetectorResult,
@@ -135,6 +136,20 @@ def _describe_detector(result: dict[str, Any]) -> DetectorResult:
         scores_abnormal=np.array(result["scores"]["abnormal"]),
         colour_range=(low, high if high > low else low + 1e-6),
         operating=result["why_no_threshold"],
+        learning=_learning_curve(result["training"]),
+    )
+
+
+def _learning_curve(training: dict[str, Any]) -> LearningCurve | None:
+    curve = training["curve"]
+    if not curve:
+        return None
+    aurocs = [entry["validation_auroc"] for entry in curve if "validation_auroc" in entry]
+    return LearningCurve(
+        epochs=[int(entry["epoch"]) for entry in curve],
+        loss=[entry["loss"] for entry in curve],
+        validation_auroc=aurocs if len(aurocs) == len(curve) else None,
+        best_epoch=training["best_epoch"],
     )
 
 

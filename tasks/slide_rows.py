@@ -1,5 +1,6 @@
 """The tiles of one slide: tissue mask, grid at a spacing, labels from outlines, a cap, flags, and a preview of all that."""
 
+import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -212,16 +213,16 @@ def _rows(
     """A row a tile; what they have in common is put together once for each label, because a slide has tens of thousands of them."""
     box = Box(0, 0, view.tile_px, view.tile_px, view.level)
     common = {label: make_row(item, box, label=label, **of_all) for label in (0, 1, None)}
-    place = {"level": view.level, "width_px": view.tile_px, "height_px": view.tile_px, "frame": item["frame"]}
+    place = {"level": view.level, "width_px": view.tile_px, "height_px": view.tile_px}
     tiles = zip(corners.tolist(), labels.tolist(), tissue.tolist(), marked.tolist(), findings, strict=True)
     return [
-        common[None if label != label else int(label)]  # NaN, unknown, is not itself
+        common[None if math.isnan(label) else int(label)]
         | {
-            "sample_id": sample_id(item["sha256"] or item["uri"], x_px=x, y_px=y, **place),
+            "sample_id": sample_id(item["sha256"] or item["uri"], frame=item["frame"], x_px=x, y_px=y, **place),
             "x_px": x,
             "y_px": y,
             "tissue_share": tissue_here,
-            "abnormal_share": None if marked_here != marked_here else marked_here,
+            "abnormal_share": None if math.isnan(marked_here) else marked_here,
             "flags": ";".join(finding.flags) or None,
             "excluded": finding.unreadable or curation.refuse(finding.flags),
         }

@@ -4,18 +4,38 @@ import base64
 import io
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from skimage.measure import approximate_polygon, find_contours
 
 # Okabe & Ito, "Color Universal Design" (2008). Classes and detectors never share a colour.
 NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
 _DETECTOR_STYLES = [("#000000", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)))]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """One value an epoch.
+
+    Attributes:
+        epochs: 1, 2, …
+        loss: mean training loss of the epoch.
+        validation_auroc: of the images of the validation split; None where it lacks a class.
+        best_epoch: the one whose weights were kept.
+    """
+
+    epochs: list[int]
+    loss: list[float]
+    validation_auroc: list[float] | None
+    best_epoch: int
+
 
 _LEVELS = 192  # of a map; palette entry 0 is left for "not scored"
 _FAINTEST = 64  # alpha of the lowest level over a slide: the tissue shows through, and still differs from what was not scored
@@ -140,6 +160,27 @@ def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, t
             panel.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        return _as_svg(figure, prefix)
+
+
+def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
+    """Training loss and validation AUROC by epoch, one panel a detector, the epoch that was kept marked, as inline SVG."""
+    columns = min(2, len(learning))
+    rows = math.ceil(len(learning) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 0.3 + 2.6 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, (name, curve) in zip(panels, learning.items(), strict=False):
+            panel.plot(curve.epochs, curve.loss, color="#000000", lw=1.3, marker="." if len(curve.epochs) < 30 else "")
+            panel.axvline(curve.best_epoch, color="#999999", lw=0.8, ls=(0, (2, 2)))
+            panel.set(title=name, xlabel="Epoch (dashed: kept)", ylabel="Training loss, black")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if curve.validation_auroc is not None:
+                right = panel.twinx()
+                right.plot(curve.epochs, curve.validation_auroc, color="#009E73", lw=1.3, ls="--")
+                right.set(ylim=(0, 1), ylabel="Validation AUROC, green")
+        for panel in panels[len(learning) :]:
+            panel.set_axis_off()
         return _as_svg(figure, prefix)
 
 

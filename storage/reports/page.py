@@ -66,6 +66,7 @@ class DetectorResult:
         scores_normal, scores_abnormal: image scores, (n,), higher is more anomalous.
         colour_range: (low, high) of its maps, the same for every picture; values outside are clipped.
         operating: what the thresholds amount to, in words.
+        learning: how its training went; None for a detector that looks at the data once.
     """
 
     name: str
@@ -78,6 +79,7 @@ class DetectorResult:
     scores_abnormal: np.ndarray
     colour_range: tuple[float, float]
     operating: str = ""
+    learning: figures.LearningCurve | None = None
 
     def __post_init__(self) -> None:
         low, high = self.colour_range
@@ -189,6 +191,7 @@ def render_html(report: Report) -> str:
         csv_uri="data:text/csv;base64," + base64.b64encode(metrics_as_csv(report).encode()).decode(),
         tables=_tabulate_metrics(report.detectors),
         curves=_draw_curves(report.detectors),
+        learning=_draw_learning(report.detectors),
         histograms=_draw_histograms(report.detectors),
         colour_bar=figures.paint_colour_bar(),
         mapped=_find_mapped(report.detectors, (sample.maps for sample in report.gallery)),
@@ -296,6 +299,11 @@ def _draw_histograms(detectors: list[DetectorResult]) -> Markup | None:
     scores = [(one.name, one.scores_normal, one.scores_abnormal) for one in detectors if len(one.scores_normal) or len(one.scores_abnormal)]
     thresholds = {one.name: [threshold.value for threshold in one.thresholds if threshold.level == "image"] for one in detectors}
     return Markup(figures.draw_score_histograms(scores, thresholds=thresholds, prefix="histograms")) if scores else None
+
+
+def _draw_learning(detectors: list[DetectorResult]) -> Markup | None:
+    learning = {detector.name: detector.learning for detector in detectors if detector.learning is not None}
+    return Markup(figures.draw_learning(learning, prefix="learning")) if learning else None
 
 
 def _find_mapped(detectors: list[DetectorResult], maps: Iterable[dict[str, np.ndarray]]) -> list[DetectorResult]:

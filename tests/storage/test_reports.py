@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from storage.reports import figures
+from storage.reports.figures import LearningCurve
 from storage.reports.page import (
     CountRow,
     DetectorResult,
@@ -264,3 +266,14 @@ def test_results_that_do_not_fit_are_refused():
         make_report(detectors=[make_detector("memory")])
     with pytest.raises(ValueError, match="different names"):
         make_report(detectors=[make_detector("memory"), make_detector("autoencoder"), make_detector("memory")])
+
+
+def test_learning_curves_are_shown_of_detectors_that_learn_by_epochs_alone() -> None:
+    learner = replace(make_detector("autoencoder"), learning=LearningCurve([1, 2, 3], [0.5, 0.25, 0.125], [0.5, 0.75, 0.625], best_epoch=2))
+    page = render_html(make_report(detectors=[make_detector("memory"), learner]))
+    section = page[page.index('<section id="learning">') :]
+    section = section[: section.index("</section>")]
+    assert "autoencoder" in section
+    assert "memory" not in section
+    assert "Validation AUROC" in section
+    assert 'id="learning"' not in render_html(make_report())
