@@ -3,14 +3,16 @@
 An image is noised up to step λ of a diffusion (Ho et al. 2020, linear β, T = 1,000 steps), denoised again by a network that knows normal
 images only, and compared with what it was. Simplex noise of several octaves covers large lesions, which Gaussian noise would leave.
 
-Paper and public code: λ = 250; six octaves, persistence 0.8, first wavelength 64 px; simplex noise on the way back too; squared error; 256 px;
-U-Net of base width 128 with attention at 16 and 8 px in two heads; steps up to 800 are trained; Adam 1e-4, batch 1, 3,000 epochs.
-Ours: three channels, each with its own noise; the simplex noise is planar and drawn anew, where theirs is a slice of a spatial one, and has
-unit variance, so that σ_t means what it does in Ho et al.; the way back in the form of Song, Meng & Ermon 2021 ("DDIM", eq. 12), of which
-η = 1 at every step is the ancestral one with the posterior's variance (theirs: β) and η = 0 in few steps is the fast one; the estimate of the
-clean image is clipped to its range; scores in units of [0, 1]; no averaged weights; the same noise for every image, so that scores compare.
+Paper and public code: λ = 250; six octaves, persistence 0.8, first wavelength 64 px; simplex noise on the way back too; squared error;
+256 px; U-Net of base width 128 with attention at 16 and 8 px in two heads; steps up to 800 are trained; Adam 1e-4, batch 1, 3,000 epochs.
+Ours: three channels, each with its own noise; the simplex noise is planar and drawn anew, where theirs is a slice of a spatial one, and
+has unit variance, so that σ_t means what it does in Ho et al.; the way back in the form of Song, Meng & Ermon 2021 ("DDIM", eq. 12), of
+which η = 1 at every step is the ancestral one with the posterior's variance (theirs: β) and η = 0 in few steps is the fast one; the
+estimate of the clean image is clipped to its range; scores in units of [0, 1]; no averaged weights; the same noise for every image, so
+that scores compare.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal, Self
@@ -111,7 +113,7 @@ def denoise(
     Returns:
         x_0 (N, ...).
     """
-    for step, next_step in zip(steps[:-1], steps[1:], strict=True):
+    for step, next_step in itertools.pairwise(steps):
         a, a_next = alpha_bar[step], alpha_bar[next_step]
         noise = estimate(x, step)
         x_0 = (x - (1 - a).sqrt() * noise) / a.sqrt()
@@ -137,7 +139,8 @@ def simplex_noise(
 ) -> Tensor:
     """Independent fields (count, size_px, size_px) float32 of planar simplex noise (Perlin 2001) of mean 0 and variance 1 at every pixel.
 
-    Octave i has wavelength `wavelength_px` / 2^i and amplitude `persistence`^i. Fields of one call share the places of the grid, not its slopes.
+    Octave i has wavelength `wavelength_px` / 2^i and amplitude `persistence`^i. Fields of one call share the places of the grid, not its
+    slopes.
 
     Args:
         count: of fields.

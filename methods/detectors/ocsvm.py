@@ -27,7 +27,7 @@ class OneClassSVMConfig(BaseModel):
     kind: Literal["ocsvm"] = "ocsvm"
     input_size_px: int = Field(default=224, ge=32, multiple_of=32)
     blocks: tuple[Literal[2, 4, 10, 14], ...] = Field(default=(4, 10), min_length=1, description="blocks of the backbone, ascending")
-    nu: float = Field(default=0.1, gt=0, le=1, description="ν, upper bound on the share of training images outside")
+    nu: float = Field(default=0.1, gt=0, lt=1, description="ν, upper bound on the share of training images outside")
     gamma: float | Literal["scale"] = Field(default="scale", description="γ; scale for 1 / (dimensions × variance of all features)")
     max_images: int = Field(default=5000, ge=2, description="training images that are fitted, drawn at random if there are more")
     batch_size: int = Field(default=16, ge=1, description="images scored at once")
@@ -106,19 +106,19 @@ class OneClassSVMDetector(nn.Module):
         z = (latents - mean) / std
         if len(z) > self.config.max_images:
             z = z[torch.randperm(len(z), generator=generator)[: self.config.max_images]]
-        machine = OneClassSVM(kernel="rbf", nu=self.config.nu, gamma=self.config.gamma).fit(z.numpy())
+        gamma = 1 / (z.shape[1] * float(z.var(correction=0))) if self.config.gamma == "scale" else self.config.gamma
+        machine = OneClassSVM(kernel="rbf", nu=self.config.nu, gamma=gamma).fit(z.numpy())
         self.mean, self.std = mean.to(device), std.to(device)
         self.support_vectors = torch.from_numpy(machine.support_vectors_).to(device)
         self.dual_coefficients = torch.from_numpy(machine.dual_coef_[0].copy()).to(device)
-        self.offset = torch.tensor([-machine.intercept_[0]], device=device)
-        self.gamma = torch.tensor([machine._gamma], device=device)
+        self.offset = torch.tensor([-machine.intercept_[0]], dtype=torch.float64, device=device)
+        self.gamma = torch.tensor([gamma], dtype=torch.float64, device=device)
 
     def decision(self, z: Tensor) -> Tensor:
         """f (N,) float64 of standardised latents (N, C) float64: above 0 inside; scikit-learn's `decision_function`."""
         # one image at a time: differences lose no digits, and nothing depends on the batch
-        return torch.stack(
-            [self.dual_coefficients @ torch.exp(-self.gamma * (self.support_vectors - one).square().sum(1)) for one in z]
-        ) - (self.offset)
+        kernels = [torch.exp(-self.gamma * (self.support_vectors - one).square().sum(1)) for one in z]
+        return torch.stack([self.dual_coefficients @ kernel for kernel in kernels]) - self.offset
 
     def score(self, images: Tensor) -> Scores:
         """Image: −f, above 0 outside what was learnt; no map."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import DetectorError, Scores, check_images
 from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, STRIDE_PX_OF_BLOCK, EfficientNetLite0Features
+from methods.detectors.networks.smoothing import smooth
 
 _STRIDE_PX = 8  # of the grid on which features are compared
 _RIDGE = 1e-2  # added to the covariance, as a share of the mean variance: directions that hardly vary are noise
@@ -114,18 +115,6 @@ class PatchCore(nn.Module):
         similarity = torch.addmm(-0.5 * self.memory.square().sum(1), patches, self.memory.T)  # x·m − |m|²/2: largest where nearest
         squared = patches.square().sum(1) - 2 * similarity.amax(1)
         return (squared.clamp_min(0) / patches.shape[1]).sqrt()
-
-
-def smooth(maps: Tensor, *, sigma_px: float) -> Tensor:
-    """Gaussian smoothing of maps (N, 1, H, W), the border reflected, the kernel cut at 4 sigma."""
-    if sigma_px == 0:
-        return maps
-    radius = int(4 * sigma_px + 0.5)
-    x = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
-    kernel = torch.exp(-0.5 * (x / sigma_px) ** 2)
-    kernel = (kernel / kernel.sum())[None, None]  # (1, 1, 2 radius + 1)
-    padded = nn.functional.pad(maps, (radius,) * 4, mode="reflect")
-    return nn.functional.conv2d(nn.functional.conv2d(padded, kernel[:, :, None, :]), kernel[:, :, :, None])
 
 
 def _whitening(centred: Tensor) -> Tensor:

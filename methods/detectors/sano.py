@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from methods.detectors.interface import DetectorError, Scores, check_images
 from methods.detectors.networks.score_unet import ScoreUNet, ScoreUNetConfig
-from methods.detectors.patchcore import smooth
+from methods.detectors.networks.smoothing import smooth
 
 Weighting = Literal["variance", "likelihood", "uniform"]
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]  # (N, ...) and times (N,) -> (N, ...)
@@ -43,7 +43,11 @@ class SanoConfig(BaseModel):
     beta_max: float = Field(default=0.02, gt=0, description="noise variance of the last step")
     weighting: Weighting = Field(default="variance", description="λ(t) of the loss: σ² (variance), β (likelihood) or 1 (uniform: eq. 1)")
     score_time: float | None = Field(
-        default=None, gt=0, le=1, description="t at inference; null for 1 / steps, the smallest that is trained"
+        default=None,
+        gt=0,
+        le=1,
+        description="t at inference; null for 1 / steps, the smallest that is trained. The larger it is, the less a clean image looks like "
+        "the noised ones of that time: choose it on validation",
     )
     smoothing_sigma_px: float = Field(default=2.0, ge=0, description="of the Gaussian over the map")
     image_quantile: float | None = Field(
