@@ -6,19 +6,35 @@ from pydantic import Field
 from torch import nn
 
 from methods.detectors.anoddpm import AnoDDPM, AnoDDPMConfig
+from methods.detectors.anovaegan import AnoVAEGAN, AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
+from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
 from methods.detectors.sano import Sano, SanoConfig
+from methods.detectors.vae import VAE, VAEConfig
+from methods.detectors.vqvae import VQVAE, VQVAEConfig
 
 DetectorConfig = Annotated[
-    AutoencoderConfig | PatchCoreConfig | SanoConfig | AnoDDPMConfig | OneClassSVMConfig,
+    AutoencoderConfig
+    | VAEConfig
+    | ContextEncodingVAEConfig
+    | VQVAEConfig
+    | AnoVAEGANConfig
+    | SanoConfig
+    | AnoDDPMConfig
+    | PatchCoreConfig
+    | OneClassSVMConfig,
     Field(discriminator="kind"),
 ]
 
 _DETECTORS: dict[type, type[nn.Module]] = {
     AutoencoderConfig: Autoencoder,
+    VAEConfig: VAE,
+    ContextEncodingVAEConfig: ContextEncodingVAE,
+    VQVAEConfig: VQVAE,
+    AnoVAEGANConfig: AnoVAEGAN,
     PatchCoreConfig: PatchCore,
     SanoConfig: Sano,
     AnoDDPMConfig: AnoDDPM,
@@ -26,6 +42,10 @@ _DETECTORS: dict[type, type[nn.Module]] = {
 }
 NAMES = {
     "ae": "Autoencoder",
+    "vae": "VAE",
+    "cevae": "ceVAE",
+    "vqvae": "VQ-VAE",
+    "anovaegan": "AnoVAEGAN",
     "patchcore": "PatchCore (EfficientNet-lite0)",
     "sano": "SANO",
     "anoddpm": "AnoDDPM",

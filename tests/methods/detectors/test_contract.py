@@ -6,7 +6,9 @@ import torch
 from pydantic import ValidationError
 
 from methods.detectors.anoddpm import AnoDDPMConfig
+from methods.detectors.anovaegan import AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
+from methods.detectors.cevae import ContextEncodingVAEConfig
 from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import Detector, DetectorError, LearnsByMemory
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
@@ -16,11 +18,17 @@ from methods.detectors.ocsvm import OneClassSVMConfig
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
+from methods.detectors.vae import VAEConfig
+from methods.detectors.vqvae import VQVAEConfig
 
 TINY_UNET = ScoreUNetConfig(widths=(8, 16), attention_levels=(1,), residual_blocks=1, head_channels=8, norm_groups=4)
 CONFIGS: list[DetectorConfig] = [
     AutoencoderConfig(C0=4, d=8, input_size_px=64, batch_size=4),
     PatchCoreConfig(input_size_px=64, memory_size=50),
+    VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4),
+    ContextEncodingVAEConfig(input_size_px=64, latent=8, batch_size=4),
+    VQVAEConfig(input_size_px=64, width=16, residual_width=4, codes=32, code_dims=8, batch_size=4),
+    AnoVAEGANConfig(input_size_px=64, latent=8, batch_size=4),
     SanoConfig(input_size_px=16, unet=TINY_UNET, smoothing_sigma_px=1.0),
     AnoDDPMConfig(input_size_px=16, unet=TINY_UNET, reverse_steps=3, eta=0.0),
     OneClassSVMConfig(input_size_px=64),
@@ -57,8 +65,9 @@ def test_every_registered_kind_is_tested_here() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
 class TestContract:
     def test_scores_have_the_stated_shapes_and_types(self, config: DetectorConfig) -> None:
+        detector = trained(config)  # not within: weights that are made in inference mode never have a gradient, which ceVAE's score needs
         with torch.inference_mode():
-            scores = trained(config).score(images_of(config))
+            scores = detector.score(images_of(config))
         assert scores.image.shape == (4,)
         assert scores.image.dtype == torch.float32
         assert (scores.pixel is None) == (config.map_size_px is None)
