@@ -27,6 +27,8 @@ from tasks.transforms import stain_target
 
 logger = logging.getLogger(__name__)
 
+_ROWS_A_PIECE = 10_000
+
 
 class TooManyFailuresError(RuntimeError):
     """More samples failed than the configuration allows."""
@@ -165,6 +167,8 @@ def _write_preview(preview: bytes, store: str) -> str:
 
 
 def _write_by_content(rows: pd.DataFrame, folder: str, name: str) -> tuple[str, str]:
-    content = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
-    uri = filesystems.join(folder, f"{name}-{content}.parquet")
+    content = hashlib.sha256()
+    for start in range(0, max(len(rows), 1), _ROWS_A_PIECE):  # the text of a large archive never lies in memory whole
+        content.update(rows[start : start + _ROWS_A_PIECE].to_csv(index=False, header=start == 0).encode())
+    uri = filesystems.join(folder, f"{name}-{content.hexdigest()[:16]}.parquet")
     return uri, write_manifest(uri, rows)

@@ -23,16 +23,8 @@ def survey(sources: Sequence[AnySource], *, store: str) -> list[ItemReference]:
     Raises:
         SourceError: a source that cannot be used, or one picture that two sources list.
     """
-    by_source = [list_items(source) for source in sources]
-    _check_listed_once(by_source)
-    listed = [item for items in by_source for item in items]
     book = filesystems.FingerprintBook(filesystems.join(store, "fingerprints.parquet"))
-    digests: dict[str, str | OSError] = {}  # a file that holds many pictures is looked at once
-    references = []
-    with show_progress("survey", len(listed)) as bar:
-        for item in listed:
-            references.append(_refer(item, book, digests))
-            bar.advance()
+    references = _refer_all(_list_once(sources), book)  # the listing is gone before the book is written, which takes memory too
     book.save()
     return references
 
@@ -81,6 +73,23 @@ def _write_batch(items: Sequence[ItemReference], name: str, store: str) -> Batch
     if not filesystems.exists(uri):
         filesystems.write_bytes(uri, json.dumps(items).encode())
     return BatchReference(uri=uri, name=name, items=len(items))
+
+
+def _list_once(sources: Sequence[AnySource]) -> list[SourceItem]:
+    by_source = [list_items(source) for source in sources]
+    if len(by_source) > 1:
+        _check_listed_once(by_source)
+    return [item for items in by_source for item in items]
+
+
+def _refer_all(listed: Sequence[SourceItem], book: filesystems.FingerprintBook) -> list[ItemReference]:
+    digests: dict[str, str | OSError] = {}  # a file that holds many pictures is looked at once
+    references = []
+    with show_progress("survey", len(listed)) as bar:
+        for item in listed:
+            references.append(_refer(item, book, digests))
+            bar.advance()
+    return references
 
 
 def _refer(item: SourceItem, book: filesystems.FingerprintBook, digests: dict[str, str | OSError]) -> ItemReference:

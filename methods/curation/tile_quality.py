@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from methods.curation.hashing import compiled
 from methods.curation.quality import ink_mask
 
 _CELL_PX = 16  # contrast counts within cells, so that a change of stain from one side of the tile to the other is no sharpness
-_GREY = np.array([0.299, 0.587, 0.114], np.float32)
-_ROUNDING = float(20 / 12 * (_GREY**2).sum())  # variance of the Laplacian of rounding each channel to whole levels
+_RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
+_ROUNDING = float(20 / 12 * (_RED**2 + _GREEN**2 + _BLUE**2))  # variance of the Laplacian of rounding each channel to whole levels
 _INK_STEP = 4  # strokes are wide: one pixel of sixteen is looked at
 
 
@@ -23,26 +24,47 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         sharpness (n,) and share of ink (n,) in [0, 1], float64.
     """
-    grey = strip @ _GREY
-    laplacian = np.zeros_like(grey)
-    laplacian[1:-1, 1:-1] = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
-    variance = _mean_in_spans(laplacian**2, spans) - _mean_in_spans(laplacian, spans) ** 2
-    contrast = _mean_in_spans(_within_cells(grey) ** 2, spans)
-    sharpness = np.divide(np.maximum(variance - _ROUNDING, 0), contrast, out=np.zeros_like(variance), where=contrast > 1e-3)
-    return sharpness, _mean_in_spans(ink_mask(strip[::_INK_STEP, ::_INK_STEP]).astype(np.float32), np.asarray(spans) / _INK_STEP)
+    laplacian, square, within_cells = _mean_in_spans(_sum_columns(np.ascontiguousarray(strip)), spans, strip.shape[0])
+    variance = square - laplacian**2 - _ROUNDING
+    sharpness = np.divide(np.maximum(variance, 0), within_cells, out=np.zeros_like(variance), where=within_cells > 1e-3)
+    ink = ink_mask(strip[::_INK_STEP, ::_INK_STEP])
+    [ink_share] = _mean_in_spans(ink.sum(axis=0, dtype=np.float64)[None], np.asarray(spans) / _INK_STEP, ink.shape[0])
+    return sharpness, ink_share
 
 
-def _mean_in_spans(values: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Mean of (h, w) values in each span of columns."""
-    sums = np.concatenate([[0.0], values.sum(axis=0, dtype=np.float64).cumsum()])
-    first, last = np.asarray(spans).round().astype(int).clip(0, values.shape[1]).T
-    return np.asarray((sums[last] - sums[first]) / (np.maximum(last - first, 1) * values.shape[0]))
+def _mean_in_spans(sums: np.ndarray, spans: np.ndarray, height: int) -> np.ndarray:
+    """(k, n) means of k quantities in each span of columns, of their (k, w) sums over the `height` pixels of each column."""
+    before = np.concatenate([np.zeros((len(sums), 1)), sums.cumsum(axis=1)], axis=1)
+    first, last = np.asarray(spans).round().astype(int).clip(0, sums.shape[1]).T
+    return np.asarray((before[:, last] - before[:, first]) / (np.maximum(last - first, 1) * height))
 
 
-def _within_cells(grey: np.ndarray) -> np.ndarray:
-    """Differences of (h, w) grey values from their cell's mean; cells at the rim are smaller."""
-    rows, columns = np.arange(0, grey.shape[0], _CELL_PX), np.arange(0, grey.shape[1], _CELL_PX)
-    sums = np.add.reduceat(np.add.reduceat(grey, rows, axis=0), columns, axis=1)
-    heights, widths = np.diff([*rows, grey.shape[0]]), np.diff([*columns, grey.shape[1]])
-    means = sums / np.outer(heights, widths)
-    return grey - means.repeat(heights, axis=0).repeat(widths, axis=1)
+@compiled
+def _sum_columns(strip: np.ndarray) -> np.ndarray:
+    """(3, w) float64 sums over each column: the Laplacian, its square, the squared difference from the mean of the cell.
+
+    In one pass over memory rather than one for each operation, because every tile of every slide comes by. The Laplacian of the rim is 0;
+    cells at the far rim are smaller.
+    """
+    height, width = strip.shape[0], strip.shape[1]
+    grey = np.empty((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            grey[y, x] = _RED * strip[y, x, 0] + _GREEN * strip[y, x, 1] + _BLUE * strip[y, x, 2]
+    sums = np.zeros((3, width))
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            laplacian = grey[y, x - 1] + grey[y, x + 1] + grey[y - 1, x] + grey[y + 1, x] - np.float32(4) * grey[y, x]
+            sums[0, x] += laplacian
+            sums[1, x] += laplacian * laplacian
+    mean = np.empty(width, np.float32)
+    for top in range(0, height, _CELL_PX):
+        bottom = min(top + _CELL_PX, height)
+        for left in range(0, width, _CELL_PX):
+            right = min(left + _CELL_PX, width)
+            mean[left:right] = grey[top:bottom, left:right].mean()
+        for y in range(top, bottom):
+            for x in range(width):
+                difference = grey[y, x] - mean[x]
+                sums[2, x] += difference * difference
+    return sums

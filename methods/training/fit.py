@@ -22,6 +22,7 @@ from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByG
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
 
+CHECKPOINT_EVERY_S = 30.0
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def fit(
         validation: by which the epoch is chosen (highest AUROC); without it, or with one class only, the lowest training loss decides.
         seed: of the order of the images and everything drawn, anew each epoch: a training that is taken up again draws what it would have.
         threads: computing threads.
-        checkpoints: a local folder where every finished epoch is kept; what is in it already is taken up. None keeps nothing.
+        checkpoints: a local folder where a finished epoch is kept every half minute; what is in it already is taken up. None keeps nothing.
         patience: epochs without a better one after which to stop; None goes on to the last.
         precision: of Lightning: mixed ones halve memory on GPUs.
         on_step: called with the number of training images taken since the last call.
@@ -164,7 +165,7 @@ def _fit_by_gradient(
 
 def _run_lightning(module: "_Lightning", train: Dataset[Tensor], plan: _Plan, pieces: int) -> None:
     """Train to the end, from the last finished epoch where there is one."""
-    keep = ModelCheckpoint(dirpath=plan.checkpoints, save_last=True, save_on_train_epoch_end=True)
+    keep = _SpacedCheckpoint(dirpath=plan.checkpoints, save_last="link", save_on_train_epoch_end=True)
     last = Path(plan.checkpoints, "last.ckpt") if plan.checkpoints is not None else None
     trainer = Trainer(
         max_epochs=module.learner.epochs,
@@ -185,6 +186,22 @@ def _run_lightning(module: "_Lightning", train: Dataset[Tensor], plan: _Plan, pi
         # on loader processes (the images are decoded once and kept) and old torch names
         warnings.filterwarnings("ignore", module="lightning")
         trainer.fit(module, loader, ckpt_path=last if last is not None and last.exists() else None)
+
+
+class _SpacedCheckpoint(ModelCheckpoint):
+    """Keeps finished epochs, but not more often than it pays: a kill costs that time and the epoch in hand."""
+
+    _kept_at = 0.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep this epoch if the last one that was kept is long ago."""
+        if time.monotonic() - max(self._kept_at, self._started_at) >= CHECKPOINT_EVERY_S:
+            super().on_train_epoch_end(trainer, pl_module)
+            self._kept_at = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        self._started_at = time.monotonic()
 
 
 class EpochSampler(Sampler[int]):

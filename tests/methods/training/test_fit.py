@@ -205,7 +205,8 @@ def _pictures(count: int) -> Tensor:
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_weights_as_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_training_that_was_killed_goes_on_to_the_same_weights_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("methods.training.fit.CHECKPOINT_EVERY_S", 0)
     images, validation = _pictures(6), Validation(images=_pictures(4), labels=np.array([0, 1, 0, 1]))  # type: ignore[arg-type]
     unbroken, killed = _noisy(), _noisy()
     report = fit(unbroken, images, validation=validation, seed=5, threads=1)  # type: ignore[arg-type]
