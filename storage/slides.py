@@ -182,6 +182,8 @@ class TiffSlide:
 
     def read_region(self, x_px: int, y_px: int, width_px: int, height_px: int, *, level: int = 0) -> NDArray[np.uint8]:
         """Read a rectangle; see `SlideReader`."""
+        if (index := self._exact_tile(x_px, y_px, width_px, height_px, level)) is not None:
+            return self._read_tile(level, index)
         region, (x0, y0, x1, y1) = _clip(self, x_px, y_px, width_px, height_px, level)
         if x0 >= x1 or y0 >= y1:
             return region
@@ -209,6 +211,28 @@ class TiffSlide:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    def _exact_tile(self, x_px: int, y_px: int, width_px: int, height_px: int, level: int) -> int | None:
+        """The index of the one tile that a region is, or None."""
+        if not 0 <= level < len(self._levels):
+            return None
+        tiles = self._levels[level]
+        row, column = y_px // tiles.tile_height_px, x_px // tiles.tile_width_px
+        is_tile = (x_px, y_px, width_px, height_px) == (
+            column * tiles.tile_width_px, row * tiles.tile_height_px, tiles.tile_width_px, tiles.tile_height_px
+        )  # fmt: skip
+        inside = x_px >= 0 and y_px >= 0 and x_px + width_px <= tiles.width_px and y_px + height_px <= tiles.height_px
+        return row * tiles.tiles_across + column if is_tile and inside else None
+
+    def _read_tile(self, level: int, index: int) -> NDArray[np.uint8]:
+        """A whole tile, which no neighbour shares: it is not kept, so that its memory is free for the next."""
+        with self._lock:
+            kept = self._kept.get((level, index))
+        if kept is not None:
+            return kept.copy()
+        tiles = self._levels[level]
+        [data] = self._read_bytes([(tiles.offsets[index], tiles.byte_counts[index])])
+        return self._decode(level, index, data)
 
     def _read_tiles(self, level: int, positions: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
         """Give tiles by (row, column). The last ones stay decoded, because unaligned neighbours share them."""

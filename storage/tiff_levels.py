@@ -141,6 +141,9 @@ def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.
 
 def _check_jpeg_is_whole(data: bytes) -> None:
     """Refuse JPEG data whose last scan does not run to its end marker: libjpeg would fill the rest with grey and only warn."""
+    end = _SCAN_END.search(data, data.find(b"\xff\xda") + 2)
+    if end is not None and end.group() == b"\xff\xd9" and end.end() == len(data):
+        return  # one scan, as nearly every tile has: to look for the last one from behind takes longer than the rest of the check
     end = _SCAN_END.search(data, data.rfind(b"\xff\xda") + 2)
     if end is None or end.group() != b"\xff\xd9":
         raise ValueError("JPEG data is cut off" if end is None else f"JPEG data is interrupted at byte {end.start()} of {len(data)}")

@@ -21,11 +21,13 @@ def draw_tiles(thumbnail: np.ndarray, tissue: np.ndarray, boxes: np.ndarray, *, 
     Returns:
         (H, W, 3) uint8, enlarged to 1,600 px at the longer side where it is smaller, so that tiles can be told apart.
     """
-    shown = thumbnail.astype(np.float32)
-    shown[~tissue] = 0.5 * shown[~tissue] + 127
     scale = max(1, round(_ENLARGED_PX / max(thumbnail.shape[:2])))
-    shown[ndimage.binary_dilation(tissue, iterations=1 if scale > 1 else 2) & ~tissue] = _OUTLINE
-    picture = Image.fromarray(shown.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1))
+    picture = Image.fromarray(thumbnail)
+    glass = Image.fromarray(~tissue)
+    picture.paste(picture.point([level // 2 + 127 for level in range(256)] * 3), mask=glass)
+    around = ndimage.binary_dilation(tissue, iterations=1 if scale > 1 else 2) & ~tissue
+    picture.paste(_OUTLINE, (0, 0, *picture.size), Image.fromarray(around))
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(picture)
     for box, of_abnormal in zip(boxes[kept] * scale, abnormal[kept], strict=True):
         x0, y0, x1, y1 = (float(side) for side in box)

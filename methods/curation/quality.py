@@ -22,6 +22,7 @@ _WORKING_PX = 512  # longer side; what is finer is not looked at, so that a numb
 _COLOUR_PX = 64  # longer side of the copy that colours are taken from
 _CELL_PX = 16  # contrast is measured within cells, so that shading and a background do not count
 _BLACK, _WHITE = 5, 250  # grey levels that count as clipped
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of a grey level, natural
 _ROUNDING = 20 / 12  # variance of the Laplacian of rounding to whole grey levels: else a picture gets sharper the more it is blurred
 _STEP = 16  # grey levels from a row to the next that make an edge
 _BAND_PX = 4  # rows that are averaged before ticks are looked for
@@ -296,10 +297,10 @@ def _periodicity(bands: np.ndarray) -> float:
 
 def ink_mask(pixels: np.ndarray) -> np.ndarray:
     """Which of (..., 3) uint8 RGB pixels have the colour of ink, (...) bool; see `pen_share`."""
-    density = -np.log((pixels.astype(np.float32) + 1) / 256)
-    total = density.sum(axis=-1)
-    red, green, blue = np.moveaxis(density / np.maximum(total, 1e-6)[..., None], -1, 0)
-    evenness = np.ptp(density, axis=-1) / np.maximum(total, 1e-6)
+    densities = [_DENSITY[pixels[..., channel]] for channel in range(3)]  # apart: NumPy is slow along an axis of three
+    total = densities[0] + densities[1] + densities[2]
+    red, green, blue = (density / np.maximum(total, 1e-6) for density in densities)
+    evenness = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     blue_or_green_ink = ((red > 1.2 * green) & (total > 1.0)) | ((red > green) & (total > 2.5))  # tissue shines through: it adds green
     black_ink = ((evenness < 0.08) & (total > 3.2)) | ((evenness < 0.125) & (total > 4))
     red_ink = (red < 0.12) & (blue > 0.36) & (total > 1.8)

@@ -7,6 +7,7 @@ from skimage.filters import threshold_multiotsu
 from skimage.morphology import remove_small_holes, remove_small_objects
 
 _BLUR_PX = 2.0  # tissue is a texture: fibres, nuclei and what lies between them are one
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)  # of a grey level
 _GLASS_OD = 0.02  # about what empty glass absorbs; below it the logarithm only stretches noise
 
 
@@ -40,16 +41,25 @@ def find_tissue(thumbnail: np.ndarray, *, spacing_um: float, config: TissueConfi
     Returns:
         (h, w) bool.
     """
-    density = -np.log10((thumbnail.astype(np.float32) + 1) / 256).mean(-1)
+    density = (_DENSITY[thumbnail[..., 0]] + _DENSITY[thumbnail[..., 1]] + _DENSITY[thumbnail[..., 2]]) / 3
     density = ndimage.gaussian_filter(density, _BLUR_PX)
     mask = density > _threshold(density)
     clear, rest = density[~mask].mean(), density[mask].mean() if mask.any() else density.mean()
     if clear > config.most_glass_od or rest - clear < config.least_contrast_od:
         return np.full(density.shape, bool(rest > config.most_glass_od))
-    mask = ndimage.binary_opening(mask, np.ones((3, 3)))
+    mask = _opened(mask)
     pixel_um2 = spacing_um**2
     mask = remove_small_holes(mask, max_size=round(config.largest_hole_um2 / pixel_um2))
     return np.asarray(remove_small_objects(mask, max_size=round(config.smallest_object_um2 / pixel_um2)))
+
+
+def _opened(mask: np.ndarray) -> np.ndarray:
+    """Binary opening by a square of 3 × 3; by shifts, which takes a tenth of SciPy's time."""
+    padded = np.pad(mask, 1)
+    rows = padded[:-2] & padded[1:-1] & padded[2:]
+    eroded = np.pad(rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:], 1)
+    rows = eroded[:-2] | eroded[1:-1] | eroded[2:]
+    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
 
 
 def _threshold(density: np.ndarray) -> float:
@@ -70,8 +80,10 @@ def tissue_share(mask: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     Returns:
         (n,) float64 in [0, 1].
     """
-    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
-    integral[1:, 1:] = mask.cumsum(0, dtype=np.int64).cumsum(1)
+    counts = np.int32 if mask.size < 2**31 else np.int64
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), counts)
+    np.cumsum(mask, axis=1, dtype=counts, out=integral[1:, 1:])
+    np.cumsum(integral[1:, 1:], axis=0, out=integral[1:, 1:])
     height, width = mask.shape
     x0, y0, x1, y1 = np.asarray(boxes, float).reshape(-1, 4).round().astype(int).T
     x0, y0 = x0.clip(0, width - 1), y0.clip(0, height - 1)
