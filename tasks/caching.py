@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, wraps
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,17 @@ def _can_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
 
 
 def _first_usable(key: str, outputs_exist: Callable[[Any], bool]) -> str:
-    """The key itself, or its next generation while a kept result has lost its outputs."""
-    store, generation = get_result_store(), 0
-    while store.exists(candidate := f"{key}-{generation}" if generation else key) and not outputs_exist(store.read(candidate).result):
-        generation += 1
-    return candidate
+    """The newest generation of a key whose outputs are there, or a new one.
+
+    Only the newest is asked: when lost outputs were made again, they lie where the older generations' lay, and those would take
+    them for their own.
+    """
+    store, newest = get_result_store(), None
+    for candidate in (f"{key}-{generation}" if generation else key for generation in count()):
+        if not store.exists(candidate):
+            break
+        newest = candidate
+    return newest if newest is not None and outputs_exist(store.read(newest).result) else candidate
 
 
 def _imported_modules(module: str) -> set[str]:

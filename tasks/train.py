@@ -19,7 +19,7 @@ from methods.evaluation.metrics import UndefinedMetricError
 from methods.evaluation.thresholds import best_dice_threshold, best_youden_threshold
 from storage import filesystems
 from storage.manifest import read_manifest
-from storage.models import Bundle, bundle_is_complete, write_bundle
+from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.execution import available_cores, keep_freed_memory
 from tasks.measures import measure
@@ -52,7 +52,7 @@ class TrainingConfig(BaseModel):
 @cached_task(
     name="train",
     run_name="train {detector.kind}",
-    outputs_exist=lambda model: bundle_is_complete(model["uri"]),
+    outputs_exist=lambda model: bundle_is_complete(model["uri"]) and bundle_digest(model["uri"]) == model["digest"],
 )
 def train_detector(
     manifest_uri: str, manifest_digest: str, *, detector: DetectorConfig, training: TrainingConfig, bootstrap: BootstrapConfig, store: str

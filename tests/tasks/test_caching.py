@@ -1,4 +1,5 @@
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -73,3 +74,19 @@ def test_a_result_is_taken_again_only_while_its_outputs_exist(tmp_path: Path) ->
     assert calls == [1, 1]
     make(2, bar=None)
     assert calls == [1, 1, 2]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_of_results_made_twice_only_the_newest_is_taken(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+
+    @cached_task(name=f"draw {tmp_path}", run_name="draw", outputs_exist=lambda drawn: Path(drawn["path"]).exists())
+    def draw() -> dict[str, str]:
+        output.write_text(token_hex(8))  # as a training on several threads: never the same bits
+        return {"path": str(output), "content": output.read_text()}
+
+    first = draw()
+    output.unlink()
+    second = draw()
+    assert first != second
+    assert draw() == second
