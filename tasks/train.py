@@ -4,9 +4,8 @@ import platform
 import shutil
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,18 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from methods.detectors.interface import Detector
 from methods.detectors.registry import DetectorConfig, build_detector
 from methods.evaluation.bootstrap import BootstrapConfig
-from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
-from methods.evaluation.metrics import UndefinedMetricError
-from methods.evaluation.thresholds import best_dice_threshold, best_youden_threshold
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
 from tasks.caching import cached_task, code_fingerprint, digest_of
+from tasks.calibrate import calibrate
 from tasks.execution import available_cores, keep_freed_memory
-from tasks.measures import measure
 from tasks.progress import show_progress
 from tasks.references import ModelReference
-from tasks.samples import SampleDataset, read_sample_mask
+from tasks.samples import SampleDataset
 from tasks.server import home
 
 if TYPE_CHECKING:
@@ -72,7 +68,7 @@ def train_detector(
     card = {
         "trained_on": {"manifest_digest": manifest_digest, "samples": len(normal), "subjects": int(normal["subject_id"].nunique())},
         "training": {**asdict(report), "seed": training.seed},
-        "calibration": _calibrate(model, validation, bootstrap),
+        "calibration": calibrate(model, validation, bootstrap),
         "code": {"normascope": version("normascope"), "fingerprint": code_fingerprint(__name__)},
         "packages": {name: version(name) for name in ("torch", "lightning", "numpy")} | {"python": platform.python_version()},
     }
@@ -102,41 +98,6 @@ def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, traini
             precision=training.precision,
             on_step=bar.advance,
         )
-
-
-def _calibrate(model: Detector, validation: pd.DataFrame, bootstrap: BootstrapConfig) -> dict[str, Any]:
-    """Thresholds and metrics on the whole validation split, or why there are none."""
-    if not len(validation):
-        return {"why_none": "there is no validation split"}
-    with show_progress(f"calibrate {type(model).__name__}", len(validation)) as bar:
-        image, pixel = _count_validation(model, validation, bar.advance)
-    try:
-        thresholds = {"image": best_youden_threshold(image)} | ({"pixel": best_dice_threshold(pixel)} if pixel is not None else {})
-        metrics = measure(image, pixel, thresholds=thresholds, bootstrap=bootstrap)
-    except UndefinedMetricError as error:
-        return {"why_none": f"no threshold: on validation {error}"}
-    return {"thresholds": {level: asdict(threshold) for level, threshold in thresholds.items()}, "metrics": metrics, "split": "validation"}
-
-
-def _count_validation(model: Detector, validation: pd.DataFrame, advance: Any) -> tuple[SubjectCounts, SubjectCounts | None]:
-    from methods.training.fit import score_all
-
-    subjects = validation["subject_id"].to_numpy(str)
-    records = validation.to_dict("records")
-    scores, pixel_counts = [], []
-    for start in range(0, len(records), 64):
-        part = slice(start, start + 64)
-        batch = score_all(model, SampleDataset(validation.iloc[part], size_px=model.input_size_px))
-        scores.append(batch.image.numpy())
-        if batch.pixel is not None:
-            masks = [read_sample_mask(row, size_px=model.input_size_px) for row in records[part]]
-            known = [i for i, mask in enumerate(masks) if mask is not None]
-            if known:
-                maps = batch.pixel.numpy()[known].astype(np.float16)
-                pixel_counts.append(count_pixels(maps, np.stack([mask for mask in masks if mask is not None]), subjects[part][known]))
-        advance(len(records[part]))
-    image = count_scores(np.concatenate(scores), validation["label"].to_numpy(int), subjects)
-    return image, merge_counts(pixel_counts) if pixel_counts else None
 
 
 def _cap_per_subject(rows: pd.DataFrame, training: TrainingConfig) -> pd.DataFrame:
