@@ -1,11 +1,13 @@
 """From a bundle to a detector that scores."""
 
+import textwrap
+
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from methods.detectors.interface import Detector
 from methods.detectors.registry import DetectorConfig, build_detector
-from storage.models import read_bundle
+from storage.models import Bundle, BundleError, read_bundle
 from tasks.references import ModelReference
 
 _CONFIG: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
@@ -18,11 +20,27 @@ def load_detector(model: ModelReference) -> Detector:
         BundleError: incomplete, changed, or of another detector.
     """
     bundle = read_bundle(model["uri"], digest=model["digest"])
-    detector = build_detector(_CONFIG.validate_python(bundle.config))
-    detector.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})  # type: ignore[attr-defined]
+    config = _config_of(bundle, model["uri"])
+    detector = build_detector(config)
+    try:
+        detector.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})  # type: ignore[attr-defined]
+    except RuntimeError as error:  # names that lack or are too many, shapes that differ
+        reason = textwrap.shorten(str(error), 600, placeholder=" …")
+        raise BundleError(f"the tensors in {model['uri']} are not those of the {config.kind} in its config.json: {reason}") from None
     return detector
 
 
 def detector_config(model: ModelReference) -> DetectorConfig:
-    """The configuration a bundle was trained with."""
-    return _CONFIG.validate_python(read_bundle(model["uri"], digest=model["digest"]).config)
+    """The configuration a bundle was trained with.
+
+    Raises:
+        BundleError: as of `load_detector`, but for the tensors, which are not looked at.
+    """
+    return _config_of(read_bundle(model["uri"], digest=model["digest"]), model["uri"])
+
+
+def _config_of(bundle: Bundle, uri: str) -> DetectorConfig:
+    try:
+        return _CONFIG.validate_python(bundle.config)
+    except ValidationError as error:
+        raise BundleError(f"config.json of {uri} is not the configuration of a detector of this version: {error}") from None

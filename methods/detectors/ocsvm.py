@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from methods.detectors.interface import DetectorError, Scores, check_images
 from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, EfficientNetLite0Features
 
-_SHAPED_BY_FIT = ("support_vectors", "dual_coefficients")
+_AS_LONG_AS_FITTED = ("support_vectors", "dual_coefficients")
 
 
 class OneClassSVMConfig(BaseModel):
@@ -76,7 +76,7 @@ class OneClassSVMDetector(nn.Module):
         self.register_buffer("dual_coefficients", torch.empty(0, dtype=torch.float64))
         self.register_buffer("offset", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("gamma", torch.ones(1, dtype=torch.float64))
-        self.register_load_state_dict_pre_hook(_take_shapes)
+        self.register_load_state_dict_pre_hook(_take_lengths)
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
@@ -130,8 +130,9 @@ class OneClassSVMDetector(nn.Module):
         return Scores(image=-self.decision((self.features(images) - self.mean) / self.std).float(), pixel=None)
 
 
-def _take_shapes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
+def _take_lengths(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
     """The number of support vectors is known only to the bundle: make room for them before they are loaded."""
-    for name in _SHAPED_BY_FIT:
+    for name in _AS_LONG_AS_FITTED:
         if prefix + name in state:
-            setattr(module, name, torch.empty_like(state[prefix + name], device=getattr(module, name).device))
+            room = module.get_buffer(name)
+            setattr(module, name, room.new_empty(state[prefix + name].shape[:1] + room.shape[1:]))

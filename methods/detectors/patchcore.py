@@ -64,7 +64,7 @@ class PatchCore(nn.Module):
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("whitening", torch.eye(dims))
         self.register_buffer("memory", torch.empty(0, dims))
-        self.register_load_state_dict_pre_hook(_take_memory_shape)
+        self.register_load_state_dict_pre_hook(_take_memory_length)
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ def _whitening(centred: Tensor) -> Tensor:
     return vectors / values.clamp_min(1e-12).sqrt()
 
 
-def _take_memory_shape(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
+def _take_memory_length(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
     """The memory's length is known only to the bundle: make room for it before it is loaded."""
     if prefix + "memory" in state:
-        module.memory = torch.empty_like(state[prefix + "memory"])
+        room = module.get_buffer("memory")
+        module.memory = room.new_empty(state[prefix + "memory"].shape[:1] + room.shape[1:])
