@@ -35,8 +35,9 @@ def keep_one_file_a_slide(uris: Sequence[str], *, named: Iterable[str] = ()) -> 
     chosen = set(named)
     best: dict[tuple[str, str], tuple[bool, int]] = {}
     kept: dict[tuple[str, str], str] = {}
+    dicom = [uri for uri in uris if is_dicom(uri)]
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        headers = dict(zip(uris, pool.map(_header_or_none, uris), strict=True))
+        headers = dict(zip(dicom, pool.map(_header_or_none, dicom), strict=True))
     for uri, header in headers.items():
         if header is None:
             continue
@@ -44,7 +45,7 @@ def keep_one_file_a_slide(uris: Sequence[str], *, named: Iterable[str] = ()) -> 
         if slide not in best or rank > best[slide]:
             best[slide], kept[slide] = rank, uri
     standing = set(kept.values())
-    return [uri for uri, header in headers.items() if header is None or uri in standing]
+    return [uri for uri in dict.fromkeys(uris) if headers.get(uri) is None or uri in standing]
 
 
 def _header_or_none(uri: str) -> DicomSlideHeader | None:

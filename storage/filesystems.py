@@ -3,15 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 import pandas as pd
+import pyarrow as arrow
 from fsspec.core import url_to_fs
+from pyarrow import compute, parquet
 
 _HASH_BLOCK_BYTES = 1 << 22
+_LISTED_FROM = 20  # files of a folder in an object store that are asked for, from which on the folder is listed instead
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +87,7 @@ def exists(uri: str) -> bool:
 def list_files(uri: str) -> list[str]:
     """All files below a folder, sorted, as URIs of the same kind; hidden files and half-written ones are left out."""
     fs, path = _open_store(uri)
-    below = [str(name)[len(path) :] for name in fs.find(path)]
+    below = [name[len(path) :] for name in (_files_below(path) if "file" in _protocols(fs) else map(str, fs.find(path)))]
     visible = [name for name in below if not any(part.startswith(".") for part in name.split("/")) and not name.endswith(".partial")]
     return sorted(path + name if "file" in _protocols(fs) else join(uri, name) for name in visible)
 
@@ -182,40 +188,149 @@ class FingerprintBook:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._known: dict[str, tuple[int, str, str]] = {}
+        self._known = _BOOK.empty_table()
         self._changed = False
         if exists(uri):
-            table = read_table(uri)
-            self._known = {str(uri): (int(size), str(stamp), str(digest)) for uri, size, stamp, digest in table.to_numpy().tolist()}
+            with open_for_reading(uri) as file:
+                self._known = parquet.read_table(file, columns=_BOOK.names).cast(_BOOK)
 
     def fingerprint(self, uri: str) -> str:
         """SHA-256 of the content; raises FileNotFoundError where there is nothing."""
-        size_bytes, stamp = _look_up(uri)
-        known = self._known.get(uri)
-        if stamp and known is not None and known[:2] == (size_bytes, stamp):
-            return known[2]
-        digest = sha256_of(uri)
-        self._known[uri] = (size_bytes, stamp, digest)
-        self._changed = True
-        return digest
+        [found] = self.fingerprint_all([uri])
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    def fingerprint_all(self, uris: Sequence[str], *, advance: Callable[[int], object] | None = None) -> list[str | OSError]:
+        """SHA-256 of the content of each file, or the error that says why there is none.
+
+        Args:
+            uris: each once.
+            advance: told of how many more files it is known.
+        """
+        stamps = _look_up_all(uris)
+        sizes, texts = ([None if isinstance(stamp, OSError) else stamp[part] for stamp in stamps] for part in (0, 1))
+        now = arrow.table([list(uris), sizes, texts, [None] * len(stamps)], schema=_BOOK)
+        before = self._known.take(compute.index_in(now["uri"], value_set=self._known["uri"]))
+        same = [compute.equal(before[name], now[name]) for name in ("size_bytes", "stamp")]
+        same = compute.fill_null(compute.and_(compute.and_(*same), compute.not_equal(now["stamp"], "")), False)
+        found: list[str | OSError] = compute.if_else(same, before["sha256"], None).to_pylist()
+        changed = np.flatnonzero(~same.to_numpy())
+        if advance is not None:
+            advance(len(found) - len(changed))
+        for place in changed.tolist():
+            stamp = stamps[place]
+            found[place] = stamp if isinstance(stamp, OSError) else _sha256_or_error(uris[place])
+            if advance is not None:
+                advance(1)
+        self._learn(now.take(changed), [found[place] for place in changed.tolist()])
+        return found
 
     def save(self) -> None:
         """Keep what was learned for the next run."""
         if self._changed:
-            rows = [(uri, *entry) for uri, entry in sorted(self._known.items())]
-            write_table(self._uri, pd.DataFrame(rows, columns=["uri", "size_bytes", "stamp", "sha256"]))
+            sink = arrow.BufferOutputStream()
+            parquet.write_table(self._known.sort_by("uri"), sink, compression="zstd")
+            write_bytes(self._uri, sink.getvalue().to_pybytes())
             self._changed = False
+
+    def _learn(self, rows: arrow.Table, digests: list[str | OSError]) -> None:
+        learned = arrow.array([None if isinstance(digest, OSError) else digest for digest in digests], arrow.string())
+        rows = rows.set_column(3, "sha256", learned).filter(compute.is_valid(learned))
+        if len(rows):
+            others = self._known.filter(compute.invert(compute.is_in(self._known["uri"], value_set=rows["uri"])))
+            self._known, self._changed = arrow.concat_tables([others, rows]).combine_chunks(), True
+
+
+_BOOK = arrow.schema([("uri", arrow.string()), ("size_bytes", arrow.int64()), ("stamp", arrow.string()), ("sha256", arrow.string())])
+
+
+def _sha256_or_error(uri: str) -> str | OSError:
+    try:
+        return sha256_of(uri)
+    except OSError as error:
+        return error
+
+
+def _look_up_all(uris: Sequence[str]) -> list[tuple[int, str] | OSError]:
+    """Of each file its size and stamp, or why there are none.
+
+    A local disk is asked without fsspec, whose answer takes ten times as long as the disk's. Of an object store whole folders are listed
+    where many of their files are asked for: a thousand files an answer instead of one.
+    """
+    asked = Counter(_folder_of(uri) for uri in uris if not uri.startswith("/"))
+    listed = {folder: _stamps_in(folder) for folder, count in asked.items() if count >= _LISTED_FROM}
+    return [_look_up_local(uri) if uri.startswith("/") else listed.get(_folder_of(uri), {}).get(uri) or _look_up(uri) for uri in uris]
+
+
+def _look_up_local(path: str) -> tuple[int, str] | OSError:
+    try:
+        status = os.stat(path)  # noqa: PTH116 — a Path of each of a million files takes as long as asking for it
+    except OSError as error:
+        return error
+    if stat.S_ISDIR(status.st_mode):
+        return IsADirectoryError(f"expected a file, found a folder: {path}")
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def _look_up(uri: str) -> tuple[int, str] | OSError:
+    """Of one file by fsspec; an empty stamp where the store has none."""
+    try:
+        fs, path = _open_store(uri)
+        if "file" in _protocols(fs):
+            return _look_up_local(path)
+        info = _ask(uri)
+    except OSError as error:
+        return error
+    if info["type"] == "directory":
+        return IsADirectoryError(f"expected a file, found a folder: {uri}")
+    return _stamp(info)
 
 
 @_explained
-def _look_up(uri: str) -> tuple[int, str]:
-    """Size in bytes and modification stamp of a file; an empty stamp where the store has none."""
+def _ask(uri: str) -> dict[str, Any]:
     fs, path = _open_store(uri)
-    info = fs.info(path)
-    if info["type"] == "directory":
-        raise IsADirectoryError(f"expected a file, found a folder: {uri}")
-    stamp = str(Path(path).stat().st_mtime_ns) if "file" in _protocols(fs) else str(info.get("ETag") or info.get("LastModified") or "")
-    return int(info["size"]), stamp
+    return dict(fs.info(path))
+
+
+def _stamps_in(folder: str) -> dict[str, tuple[int, str]]:
+    """Size and stamp of the files right in a folder of an object store; nothing where it cannot be listed: then each file is asked for."""
+    try:
+        entries = _list_entries(folder)
+    except OSError:
+        return {}
+    return {join(folder, name_of(entry["name"])): _stamp(entry) for entry in entries if entry["type"] == "file"}
+
+
+@_explained
+def _list_entries(folder: str) -> list[dict[str, Any]]:
+    fs, path = _open_store(folder)
+    return list(fs.ls(path, detail=True))
+
+
+def _stamp(info: dict[str, Any]) -> tuple[int, str]:
+    return int(info["size"]), str(info.get("ETag") or info.get("LastModified") or "")
+
+
+def _folder_of(uri: str) -> str:
+    return uri.rpartition("/")[0]
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """All files below a local folder, in any order; links to folders are not followed. fsspec's own search takes twenty times as long."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except NotADirectoryError:
+        yield folder
+        return
+    except OSError:  # what cannot be listed is empty, as fsspec has it
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(entry.path)
+        else:
+            yield entry.path
 
 
 def _open_store(uri: str) -> tuple[Any, str]:

@@ -99,7 +99,7 @@ def is_slide(uri: str | os.PathLike[str]) -> bool:
         OSError: A TIFF or DICOM file could not be opened.
     """
     uri = os.fspath(uri)
-    suffix = Path(uri).suffix.lower()
+    suffix = f".{uri.rpartition('.')[2].lower()}"  # not pathlib's: asked of every file of an archive
     if suffix in _SLIDE_SUFFIXES:
         return True
     if is_dicom(uri):

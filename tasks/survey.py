@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 
 import pandas as pd
 
@@ -83,37 +82,41 @@ def _list_once(sources: Sequence[AnySource]) -> list[SourceItem]:
 
 
 def _refer_all(listed: Sequence[SourceItem], book: filesystems.FingerprintBook) -> list[ItemReference]:
-    digests: dict[str, str | OSError] = {}  # a file that holds many pictures is looked at once
-    references = []
-    with show_progress("survey", len(listed)) as bar:
-        for item in listed:
-            references.append(_refer(item, book, digests))
-            bar.advance()
-    return references
+    uris = list(dict.fromkeys(uri for item in listed for uri in (item.uri, _mask_of(item)) if uri is not None))
+    with show_progress("survey", len(uris)) as bar:
+        digests = dict(zip(uris, book.fingerprint_all(uris, advance=bar.advance), strict=True))
+    return [_refer(item, digests) for item in listed]
 
 
-def _refer(item: SourceItem, book: filesystems.FingerprintBook, digests: dict[str, str | OSError]) -> ItemReference:
-    values = asdict(item)
-    outlines = values.pop("annotation_uri")
-    values["mask_uri"] = values["mask_uri"] or outlines
-    found = {uri: _fingerprint(uri, book, digests) for uri in (item.uri, values["mask_uri"]) if uri is not None}
-    lost = next((error for error in found.values() if isinstance(error, OSError)), None)
-    digest, mask_digest = found[item.uri], found.get(values["mask_uri"] or "")
+def _refer(item: SourceItem, digests: dict[str, str | OSError]) -> ItemReference:
+    mask_uri = _mask_of(item)
+    digest, mask_digest = digests[item.uri], None if mask_uri is None else digests[mask_uri]
+    lost = next((error for error in (digest, mask_digest) if isinstance(error, OSError)), None)
     return ItemReference(
-        **values,  # type: ignore[typeddict-item]
+        uri=item.uri,
+        frame=item.frame,
         sha256=digest if isinstance(digest, str) else None,
         mask_sha256=mask_digest if isinstance(mask_digest, str) else None,
         unreadable=None if lost is None else f"{type(lost).__name__}: {lost}",
+        dataset=item.dataset,
+        subject_id=item.subject_id,
+        label=item.label,
+        lesion_id=item.lesion_id,
+        slide_id=item.slide_id,
+        finding=item.finding,
+        mask_uri=mask_uri,
+        partly_annotated=item.partly_annotated,
+        split=item.split,
+        spacing_um=item.spacing_um,
+        site=item.site,
+        skin_tone=item.skin_tone,
+        projection=item.projection,
+        excluded=item.excluded,
     )
 
 
-def _fingerprint(uri: str, book: filesystems.FingerprintBook, digests: dict[str, str | OSError]) -> str | OSError:
-    if uri not in digests:
-        try:
-            digests[uri] = book.fingerprint(uri)
-        except OSError as error:
-            digests[uri] = error
-    return digests[uri]
+def _mask_of(item: SourceItem) -> str | None:
+    return item.mask_uri or item.annotation_uri
 
 
 def _check_listed_once(by_source: Iterable[Iterable[SourceItem]]) -> None:

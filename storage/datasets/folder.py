@@ -69,11 +69,13 @@ def _from_subfolders(source: FolderSource, root: str) -> list[SourceItem]:
     items = []
     for label, subfolder in ((0, source.normal), (1, source.abnormal)):
         folder = root if subfolder == "." else filesystems.join(root, subfolder)
-        others = {filesystems.join(root, name) for name in (source.normal, source.abnormal, source.masks)} - {folder}
+        subfolders = {filesystems.join(root, name) for name in (source.normal, source.abnormal, source.masks)}
+        others = tuple(f"{other}/" for other in subfolders - {folder})
         for uri in keep_one_file_a_slide(list_pictures(folder, suffixes=_SUFFIXES)):
-            if not any(uri.startswith(other + "/") for other in others):
+            if not uri.startswith(others):
                 # without a table every picture is taken for a subject of its own
-                items.append(SourceItem(uri=uri, dataset=dataset, subject_id=stem_of(uri), label=label, mask_uri=masks.get(stem_of(uri))))
+                stem = stem_of(uri)
+                items.append(SourceItem(uri=uri, dataset=dataset, subject_id=stem, label=label, mask_uri=masks.get(stem)))
     return items
 
 

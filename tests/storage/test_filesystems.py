@@ -80,6 +80,20 @@ def test_list_files_looks_into_a_folder_below_a_hidden_one(tmp_path: Path) -> No
     assert list_files(str(tmp_path / ".cache" / "pictures")) == [str(tmp_path / ".cache" / "pictures" / "a.png")]
 
 
+def test_list_files_of_a_file_is_the_file_and_of_nothing_none(tmp_path: Path) -> None:
+    write_bytes(str(tmp_path / "a.png"), b"x")
+    assert list_files(str(tmp_path / "a.png")) == [str(tmp_path / "a.png")]
+    assert list_files(str(tmp_path / "absent")) == []
+
+
+def test_list_files_follows_links_to_files_and_none_to_folders(tmp_path: Path) -> None:
+    write_bytes(str(tmp_path / "elsewhere" / "a.png"), b"x")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "here" / "folder").symlink_to(tmp_path)
+    assert list_files(str(tmp_path / "here")) == [str(tmp_path / "here" / name) for name in ("folder", "link.png")]
+
+
 def test_list_folders_names_only_folders_right_below(root: str) -> None:
     for name in ("b/inner/x", "a/x", "file"):
         write_bytes(join(root, name), b"x")
@@ -144,6 +158,39 @@ def test_the_fingerprint_book_refuses_a_folder_and_nothing(tmp_path: Path) -> No
         book.fingerprint(str(tmp_path / "absent"))
 
 
+def test_the_fingerprint_book_gives_digests_and_errors_in_the_order_it_was_asked(tmp_path: Path, reads: list[str]) -> None:
+    uris = [str(tmp_path / name) for name in ("b", "absent", "a", "c")]
+    for uri in (uris[0], uris[2], uris[3]):
+        write_bytes(uri, uri.encode())
+    book_uri, told = str(tmp_path / "book.parquet"), list[int]()
+    book = FingerprintBook(book_uri)
+    assert book.fingerprint(uris[3]) == filesystems.sha256_of(uris[3])
+    reads.clear()
+    found = book.fingerprint_all(uris, advance=told.append)
+    assert reads == [uris[0], uris[2]]
+    assert sum(told) == len(uris)
+    assert isinstance(found[1], FileNotFoundError)
+    book.save()
+    again = FingerprintBook(book_uri).fingerprint_all(uris[::-1])
+    assert len(reads) == 2
+    assert [again[3], again[1], again[0]] == [found[0], found[2], found[3]]
+    assert filesystems.read_table(book_uri)["uri"].tolist() == sorted([uris[0], uris[2], uris[3]])
+    assert book.fingerprint_all([]) == []
+
+
+def test_a_folder_of_many_files_in_an_object_store_is_listed_and_not_asked_file_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    many, few = ([f"memory://normascope-tests/{folder}/{n}" for n in range(count)] for folder, count in (("many", 30), ("few", 3)))
+    for uri in (*many, *few):
+        write_bytes(uri, uri.encode())
+    asked, ask = list[str](), filesystems._ask
+    monkeypatch.setattr(filesystems, "_ask", lambda uri: asked.append(uri) or ask(uri))
+    absent = "memory://normascope-tests/many/absent"
+    *found, lost = FingerprintBook("memory://normascope-tests/book.parquet").fingerprint_all([*many, *few, absent])
+    assert asked == [*few, absent]
+    assert found == [filesystems.sha256_of(uri) for uri in (*many, *few)]
+    assert isinstance(lost, FileNotFoundError)
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket of an S3 endpoint on this machine."""
@@ -179,6 +226,20 @@ def test_bytes_manifest_bundle_and_scores_live_on_s3(bucket: str) -> None:
     before = book.fingerprint(join(bucket, "a", "file"))
     fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("archive/a/file", b"CONTENT")  # as another process would
     assert book.fingerprint(join(bucket, "a", "file")) != before
+
+    many = [join(bucket, "many", f"{n:02d}") for n in range(25)]
+    for uri in many:
+        write_bytes(uri, uri.encode())
+    assert book.fingerprint_all(many) == [filesystems.sha256_of(uri) for uri in many]
+    book.save()
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file("archive/many/03", b"0" * len(many[3]))
+    after = FingerprintBook(join(bucket, "book.parquet"))
+    with pytest.MonkeyPatch.context() as patch:
+        read: list[str] = []
+        patch.setattr(filesystems, "sha256_of", lambda uri: read.append(uri) or "read")
+        after.fingerprint_all(many)
+        assert [after.fingerprint(uri) for uri in many[:2]] == book.fingerprint_all(many[:2])  # a listing and a question give one stamp
+    assert read == [many[3]]
 
     row = {"uri": "x", "sha256": "0", "dataset": "d", "subject_id": "s", "level": 0, "x_px": 0, "y_px": 0, "width_px": 4, "height_px": 4}
     table = pd.DataFrame([{**row, "sample_id": sample_id("0", level=0, x_px=0, y_px=0, width_px=4, height_px=4)}])

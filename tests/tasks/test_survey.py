@@ -85,9 +85,11 @@ def test_a_file_of_many_frames_is_read_once_and_never_again_while_it_is_the_same
     path = write_medmnist(tmp_path / "pneumoniamnist.npz")
     read: list[str] = []
     looked_up: list[str] = []
-    digest, look_up = filesystems.sha256_of, filesystems.FingerprintBook.fingerprint
+    digest, look_up = filesystems.sha256_of, filesystems.FingerprintBook.fingerprint_all
     monkeypatch.setattr(filesystems, "sha256_of", lambda uri: read.append(uri) or digest(uri))
-    monkeypatch.setattr(filesystems.FingerprintBook, "fingerprint", lambda book, uri: looked_up.append(uri) or look_up(book, uri))
+    monkeypatch.setattr(
+        filesystems.FingerprintBook, "fingerprint_all", lambda book, uris, **rest: looked_up.extend(uris) or look_up(book, uris, **rest)
+    )
     source = MedMnistSource(path=str(path), normal_labels=(0,))
     items = survey([source], store=str(tmp_path / "store"))
     assert len(items) == 26
