@@ -47,10 +47,21 @@ def test_glass_is_paled_and_tissue_outlined() -> None:
     assert (picture[:, 60 * scale :] == 177).all()
 
 
-@pytest.mark.parametrize(("side_px", "wanted_px"), [(100, 1600), (1024, 2048), (1600, 1600), (2000, 2000)])
-def test_small_thumbnails_are_enlarged_by_a_whole_factor_and_large_ones_left(side_px: int, wanted_px: int) -> None:
+@pytest.mark.parametrize(
+    ("tile_px", "side_px", "scale"), [(12, 1024, 1), (11, 1024, 2), (5, 1024, 2), (5, 500, 3), (1, 500, 4), (1, 2049, 1)]
+)
+def test_thumbnails_are_enlarged_by_a_whole_factor_where_tiles_are_small(tile_px: int, side_px: int, scale: int) -> None:
     thumbnail = np.zeros((side_px // 2, side_px, 3), np.uint8)
-    nothing = np.zeros(0, bool)
-    picture = draw_tiles(thumbnail, np.ones(thumbnail.shape[:2], bool), np.empty((0, 4)), kept=nothing, abnormal=nothing)
-    assert picture.shape == (wanted_px // 2, wanted_px, 3)
+    boxes, all_kept = np.array([[0, 0, tile_px, tile_px]]), np.ones(1, bool)
+    picture = draw_tiles(thumbnail, np.ones(thumbnail.shape[:2], bool), boxes, kept=all_kept, abnormal=~all_kept)
+    assert picture.shape == (side_px // 2 * scale, side_px * scale, 3)
     assert picture.dtype == np.uint8
+
+
+def test_a_slide_of_which_no_tile_is_kept_is_drawn_as_it_is() -> None:
+    assert draw([[0, 0, 2, 2]], kept=[False], abnormal=[False]).shape == (60, 100, 3)
+
+
+def test_neighbouring_frames_of_small_tiles_stay_apart() -> None:
+    picture = draw([[0, 0, 12, 12], [12, 0, 24, 12]], kept=[True, True], abnormal=[False, False])
+    assert (picture[6, :24] == GREEN).all(-1).nonzero()[0].tolist() == [1, 10, 13, 22]
