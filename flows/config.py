@@ -14,6 +14,7 @@ from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig
 from storage import filesystems
 from storage.datasets.registry import AnySource
+from tasks.calibrate import CalibrationConfig
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.evaluate import EvaluationConfig
 from tasks.execution import ExecutionConfig
@@ -41,6 +42,7 @@ class RunConfig(BaseModel):
     split: SplitConfig = SplitConfig()
     detectors: tuple[DetectorConfig, ...] = Field(default=(PatchCoreConfig(), AutoencoderConfig()), min_length=1)
     training: TrainingConfig = TrainingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     scoring: ScoringConfig = ScoringConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     execution: ExecutionConfig = ExecutionConfig()

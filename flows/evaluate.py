@@ -29,6 +29,7 @@ def evaluate(config: RunConfig, manifest: ManifestReference, models: list[ModelR
     report: ReportReference = write_report(
         config.name,
         manifest,
+        models,
         stores,
         evaluations,
         notice=config.shown_notice,

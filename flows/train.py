@@ -16,6 +16,7 @@ def train(config: RunConfig, manifest: ManifestReference) -> list[ModelReference
             manifest["development_digest"],
             detector=detector,
             training=config.training,
+            calibration=config.calibration,
             bootstrap=config.evaluation.bootstrap,
             store=config.store,
         )

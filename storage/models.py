@@ -1,8 +1,11 @@
-"""Model bundles: a folder of model.safetensors, config.json, card.json and the checksums that make it complete. Nothing pickled is read."""
+"""Model bundles: a folder of model.safetensors, config.json, card.json, pictures, and the checksums that make it complete.
+
+Nothing pickled is read.
+"""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,12 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained detector on disk: its tensors by name, its configuration and its card."""
+    """A trained detector on disk: its tensors by name, its configuration and its card, and pictures of its training (PNG, by name)."""
 
     tensors: dict[str, np.ndarray]
     config: dict[str, Any]
     card: dict[str, Any]
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 def write_bundle(uri: str, bundle: Bundle) -> str:
@@ -35,6 +39,7 @@ def write_bundle(uri: str, bundle: Bundle) -> str:
         "model.safetensors": save_tensors({name: np.asarray(tensor, order="C") for name, tensor in sorted(bundle.tensors.items())}),
         "config.json": _encode(bundle.config),
         "card.json": _encode(bundle.card),
+        **{f"{name}.png": picture for name, picture in bundle.pictures.items()},
     }
     for name, content in contents.items():
         filesystems.write_bytes(filesystems.join(uri, name), content)
@@ -50,8 +55,7 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
         BundleError: incomplete, changed, another one than `digest` names, or not safetensors.
     """
     for name in (_CHECKSUMS, *_FILES):
-        if not filesystems.exists(filesystems.join(uri, name)):
-            raise BundleError(f"no complete model bundle at {uri}: {name} is missing; train again or give another folder")
+        _require(uri, name)
     checksums = filesystems.read_bytes(filesystems.join(uri, _CHECKSUMS))
     if digest is not None and (found := hashlib.sha256(checksums).hexdigest()) != digest:
         raise BundleError(f"{uri} is another model: expected digest {digest[:12]}, found {found[:12]}")
@@ -60,7 +64,8 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
     except (ValueError, TypeError):
         raise BundleError(f"{_CHECKSUMS} of the model bundle {uri} was changed after it was written") from None
     contents = {}
-    for name in _FILES:
+    for name in dict.fromkeys((*_FILES, *expected)):
+        _require(uri, name)
         contents[name] = filesystems.read_bytes(filesystems.join(uri, name))
         if hashlib.sha256(contents[name]).hexdigest() != expected.get(name):
             raise BundleError(f"{name} of the model bundle {uri} was changed after it was written")
@@ -68,7 +73,8 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
         tensors = load_tensors(contents["model.safetensors"])
     except SafetensorError as error:
         raise BundleError(f"model.safetensors of {uri} is not a safetensors file: {error}") from None
-    return Bundle(tensors=tensors, config=json.loads(contents["config.json"]), card=json.loads(contents["card.json"]))
+    pictures = {name.removesuffix(".png"): content for name, content in contents.items() if name.endswith(".png")}
+    return Bundle(tensors=tensors, config=json.loads(contents["config.json"]), card=json.loads(contents["card.json"]), pictures=pictures)
 
 
 def bundle_digest(uri: str) -> str:
@@ -78,7 +84,15 @@ def bundle_digest(uri: str) -> str:
 
 def bundle_is_complete(uri: str) -> bool:
     """Whether all files of a bundle are there (contents are verified when it is read)."""
-    return all(filesystems.exists(filesystems.join(uri, name)) for name in (*_FILES, _CHECKSUMS))
+    if not filesystems.exists(filesystems.join(uri, _CHECKSUMS)):
+        return False
+    names = {*_FILES, *filesystems.read_json(filesystems.join(uri, _CHECKSUMS))}
+    return all(filesystems.exists(filesystems.join(uri, name)) for name in names)
+
+
+def _require(uri: str, name: str) -> None:
+    if not filesystems.exists(filesystems.join(uri, name)):
+        raise BundleError(f"no complete model bundle at {uri}: {name} is missing; train again or give another folder")
 
 
 def _encode(value: Any) -> bytes:

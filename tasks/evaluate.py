@@ -20,6 +20,7 @@ from tasks.caching import cached_task, digest_of
 from tasks.execution import ExecutionConfig, executor_for
 from tasks.measures import measure
 from tasks.progress import show_progress
+from tasks.promises import check_nulls, check_points
 from tasks.references import EvaluationReference, ManifestReference, ModelReference, StoreReference
 from tasks.samples import read_sample_mask
 
@@ -77,7 +78,8 @@ def evaluate_store(
     image = count_scores(scores, labels, rows["subject_id"][labelled].to_numpy(str))
     pixel = _count_pixels(opened.map_size_px, store, manifest, np.flatnonzero(tested) // opened.shard_rows, execution)
     card = read_bundle(model["uri"], digest=model["digest"]).card
-    thresholds = {level: Threshold(**found) for level, found in card["calibration"].get("thresholds", {}).items()}
+    calibration = card["calibration"]
+    thresholds = {level: Threshold(**found) for level, found in calibration.get("thresholds", {}).items()}
     result = {
         "kind": store["kind"],
         "split": "test",
@@ -85,8 +87,11 @@ def evaluate_store(
         "samples": outcome,
         "metrics": measure(image, pixel, thresholds=thresholds, bootstrap=evaluation.bootstrap),
         "training": card["training"],
-        "thresholds": card["calibration"].get("thresholds", {}),
-        "why_no_threshold": card["calibration"].get("why_none", ""),
+        "thresholds": calibration.get("thresholds", {}),
+        "why_no_threshold": calibration.get("why_none", ""),
+        "tuned": calibration.get("tuned"),
+        "operating_points": check_points(calibration.get("operating_points", []), image, pixel, evaluation.bootstrap),
+        "p_values": check_nulls(calibration.get("nulls", []), scores, labels),
         "roc": {level: _thin(roc_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None},
         "pr": {
             level: _thin(precision_recall_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None

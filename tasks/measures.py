@@ -32,6 +32,17 @@ def measure(
     return rows
 
 
+def measure_point(
+    level: str, threshold: float, image: SubjectCounts, pixel: SubjectCounts | None, bootstrap: BootstrapConfig
+) -> list[dict[str, Any]]:
+    """What one threshold of a level comes to, as rows of `measure`; none where the level has no counts."""
+    counts = image if level == "image" else pixel
+    if counts is None:
+        return []
+    metrics = {"sensitivity": sensitivity, "specificity": specificity} | ({"Dice": dice} if level == "pixel" else {})
+    return [_row(level, name, counts, _at_threshold(metric, counts.values, threshold), bootstrap) for name, metric in metrics.items()]
+
+
 def _statistics(level: str, counts: SubjectCounts, thresholds: Mapping[str, Threshold]) -> dict[str, Statistic]:
     statistics: dict[str, Statistic] = {"AUROC": roc_auc, "average precision": average_precision}
     if level not in thresholds:

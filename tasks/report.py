@@ -12,12 +12,14 @@ from PIL import Image
 from methods.detectors.registry import NAMES
 from storage import filesystems
 from storage.manifest import read_manifest
+from storage.models import read_bundle
 from storage.reports.figures import LearningCurve
 from storage.reports.page import (
     CountRow,
     DetectorResult,
     GallerySample,
     MetricRow,
+    PValueRow,
     Report,
     SlideOverview,
     Threshold,
@@ -29,7 +31,7 @@ from storage.scores import FAILED, SCORED, ScoreStore, open_store
 from storage.slides import open_slide
 from tasks.caching import cached_task, code_fingerprint
 from tasks.progress import Bar, show_progress
-from tasks.references import EvaluationReference, ManifestReference, ReportReference, StoreReference
+from tasks.references import EvaluationReference, ManifestReference, ModelReference, ReportReference, StoreReference
 from tasks.samples import read_sample, read_sample_mask, read_whole_mask
 
 _GALLERY_PX = 256
@@ -46,6 +48,7 @@ _SPLITS = ("train", "validation", "test", "archive")
 def write_report(
     name: str,
     manifest: ManifestReference,
+    models: list[ModelReference],
     stores: list[StoreReference],
     evaluations: list[EvaluationReference],
     *,
@@ -58,6 +61,7 @@ def write_report(
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
     opened = {NAMES[reference["kind"]]: open_store(reference["uri"]) for reference in stores}
     measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
+    bundles = [read_bundle(model["uri"], digest=model["digest"]) for model in models]
     slides = rows[rows["slide_id"].notna() & rows["excluded"].isna()]
     with show_progress("write report", 2 + slides["slide_id"].nunique()) as bar:
         gallery = _choose_gallery(rows, opened)
@@ -68,7 +72,7 @@ def write_report(
             generated_note=notice,
             run=_describe_run(manifest, stores, configuration),
             counts=_count(rows, opened),
-            detectors=[_describe_detector(result) for result in measured],
+            detectors=[_describe_detector(result, bundle.pictures) for result, bundle in zip(measured, bundles, strict=True)],
             gallery=gallery,
             slides=[_overview(group, opened, bar) for _, group in slides.groupby("slide_id", sort=False)],
             n_subjects=measured[0]["subjects"]["all"],
@@ -113,17 +117,19 @@ def _describe_run(manifest: ManifestReference, stores: list[StoreReference], con
     }
 
 
-def _describe_detector(result: dict[str, Any]) -> DetectorResult:
+def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> DetectorResult:
     thresholds = [
         Threshold(
-            level=level,
-            name=f"{level} threshold",
-            value=found["value"],
-            chosen_by=f"{found['rule']} ({found['detail']})",
-            split="validation",
+            level=point["level"],
+            name=f"{point['level']} threshold",
+            value=point["value"],
+            chosen_by=f"{point['rule']} ({point['detail']})",
+            split=point["split"],
+            came=[MetricRow(**row) for row in point["came"]],
         )
-        for level, found in result["thresholds"].items()
+        for point in result["operating_points"]
     ]
+    training = result["training"]
     low, high = result["colour_range"]
     return DetectorResult(
         name=NAMES[result["kind"]],
@@ -135,22 +141,21 @@ def _describe_detector(result: dict[str, Any]) -> DetectorResult:
         scores_normal=np.array(result["scores"]["normal"]),
         scores_abnormal=np.array(result["scores"]["abnormal"]),
         colour_range=(low, high if high > low else low + 1e-6),
-        operating=result["why_no_threshold"],
-        learning=_learning_curve(result["training"]),
+        operating=". ".join(text for text in (result["why_no_threshold"], _describe_tuned(result["tuned"])) if text),
+        learning=LearningCurve.of(training["curve"], best_epoch=training["best_epoch"]) if training["curve"] else None,
+        p_values=[
+            PValueRow(row["kind"], row.get("rate"), row.get("normal"), row.get("abnormal"), row.get("why_none", ""))
+            for row in result["p_values"]
+        ],
+        training_samples=pictures.get("samples"),
     )
 
 
-def _learning_curve(training: dict[str, Any]) -> LearningCurve | None:
-    curve = training["curve"]
-    if not curve:
-        return None
-    aurocs = [entry["validation_auroc"] for entry in curve if "validation_auroc" in entry]
-    return LearningCurve(
-        epochs=[int(entry["epoch"]) for entry in curve],
-        loss=[entry["loss"] for entry in curve],
-        validation_auroc=aurocs if len(aurocs) == len(curve) else None,
-        best_epoch=training["best_epoch"],
-    )
+def _describe_tuned(tuned: dict[str, Any] | None) -> str:
+    if tuned is None:
+        return ""
+    tried = "".join(f", {value:g}: {found:.3f}" for value, found in tuned.get("tried", []))
+    return f"{tuned['name']} = {tuned['value']:g}, by {tuned['by']}{f' (tried{tried[1:]})' if tried else ''}"
 
 
 def _count(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[CountRow]:

@@ -17,12 +17,13 @@ from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
 from tasks.caching import cached_task, code_fingerprint, digest_of
-from tasks.calibrate import calibrate
+from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import available_cores, keep_freed_memory
 from tasks.progress import show_progress
 from tasks.references import ModelReference
 from tasks.samples import SampleDataset
 from tasks.server import home
+from tasks.training_pictures import draw_training, show_training
 
 if TYPE_CHECKING:
     from methods.training.fit import FitReport
@@ -51,7 +52,14 @@ class TrainingConfig(BaseModel):
     outputs_exist=lambda model: bundle_is_complete(model["uri"]) and bundle_digest(model["uri"]) == model["digest"],
 )
 def train_detector(
-    manifest_uri: str, manifest_digest: str, *, detector: DetectorConfig, training: TrainingConfig, bootstrap: BootstrapConfig, store: str
+    manifest_uri: str,
+    manifest_digest: str,
+    *,
+    detector: DetectorConfig,
+    training: TrainingConfig,
+    calibration: CalibrationConfig = CalibrationConfig(),
+    bootstrap: BootstrapConfig,
+    store: str,
 ) -> ModelReference:
     """Train one detector. It is given the development manifest only: no row of the test split can be read from it."""
     keep_freed_memory()
@@ -59,7 +67,7 @@ def train_detector(
     rows = rows[rows["label"].notna()]
     validation = rows[rows["split"] == "validation"]
     normal = _cap_per_subject(rows[(rows["split"] == "train") & (rows["label"] == 0)], training)
-    name = f"{detector.kind}-{digest_of(manifest_digest, detector, training, bootstrap, code_fingerprint(__name__))[:16]}"
+    name = f"{detector.kind}-{digest_of(manifest_digest, detector, training, calibration, bootstrap, code_fingerprint(__name__))[:16]}"
     checkpoints = home() / "training" / name  # on this machine, whatever the store is: a killed training goes on from its last epoch
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
@@ -68,13 +76,15 @@ def train_detector(
     card = {
         "trained_on": {"manifest_digest": manifest_digest, "samples": len(normal), "subjects": int(normal["subject_id"].nunique())},
         "training": {**asdict(report), "seed": training.seed},
-        "calibration": calibrate(model, validation, bootstrap),
+        "calibration": calibrate(model, normal=normal, validation=validation, config=calibration, bootstrap=bootstrap),
         "code": {"normascope": version("normascope"), "fingerprint": code_fingerprint(__name__)},
         "packages": {name: version(name) for name in ("torch", "lightning", "numpy")} | {"python": platform.python_version()},
     }
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     uri = filesystems.join(store, "models", name)
-    digest = write_bundle(uri, Bundle(tensors=tensors, config=detector.model_dump(mode="json"), card=card))
+    pictures = draw_training(model, validation, seed=training.seed)
+    digest = write_bundle(uri, Bundle(tensors=tensors, config=detector.model_dump(mode="json"), card=card, pictures=pictures))
+    show_training(detector.kind, report, pictures)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return ModelReference(uri=uri, digest=digest, kind=detector.kind)
 

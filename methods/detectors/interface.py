@@ -1,5 +1,6 @@
 """What every detector is: trained in the training room, then a function from images to scores."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -90,6 +91,43 @@ class LearnsByMemory(Detector, Protocol):
 
     def conclude(self, generator: torch.Generator) -> None:
         """Make the memory out of what was observed."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Detector, Protocol):
+    """A detector that shows what it takes an image for."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] of images of the same shape and range."""
+        ...
+
+
+@runtime_checkable
+class TunedOnValidation(Detector, Protocol):
+    """A detector with a number at inference that is chosen on validation, after training.
+
+    Attributes:
+        tuned: the configuration's name of that number.
+    """
+
+    tuned: str
+
+    def candidates(self) -> tuple[float, ...]:
+        """The values to choose from, in the order in which equal ones are preferred."""
+        ...
+
+    def use(self, value: float) -> None:
+        """Score with this value from now on; it is kept with the state."""
+        ...
+
+
+@runtime_checkable
+class ThresholdsOnTraining(Detector, Protocol):
+    """A detector whose paper takes the pixel threshold from training images alone."""
+
+    def training_threshold(self, batches: Iterable[Tensor], *, deviations: float) -> float:
+        """The threshold on `Scores.pixel` after `deviations` standard deviations of what was found on batches of normal images."""
         ...
 
 

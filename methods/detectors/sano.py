@@ -9,8 +9,8 @@ is likely the score is small; a place with a large one is pulled by the model to
 
 The paper gives eq. 1-3, the steps, both β, Adam's 2e-4, batch 64 and pixel scores only. All else is ours: images in [-1, 1]; the U-Net's
 widths and attention; the network estimates the noise, so s = −ε/σ; the loss weighted by λ(t) = σ² as its public codebase does, and
-averaged over components; t uniform from the smallest step, 1 / N, to 1; at inference the image as it is (no noise) at t = 1 / N, which
-stands for t → 0 and is to be chosen on validation; the image score. "400 iterations" of 64 would be four passes over its 6,146 images;
+averaged over components; t uniform from the smallest step, 1 / N, to 1; at inference the image as it is (no noise) at a t that is chosen
+on validation, from 1 / N on, which stands for t → 0; the image score. "400 iterations" of 64 would be four passes over its 6,146 images;
 the default is 400 passes.
 """
 
@@ -42,12 +42,12 @@ class SanoConfig(BaseModel):
     beta_min: float = Field(default=1e-4, gt=0, description="noise variance of the first step")
     beta_max: float = Field(default=0.02, gt=0, description="noise variance of the last step")
     weighting: Weighting = Field(default="variance", description="λ(t) of the loss: σ² (variance), β (likelihood) or 1 (uniform: eq. 1)")
-    score_time: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="t at inference; null for 1 / steps, the smallest that is trained. The larger it is, the less a clean image looks like "
-        "the noised ones of that time: choose it on validation",
+    score_time: float | None = Field(default=None, gt=0, le=1, description="t at inference; null: chosen on validation from score_times")
+    score_times: tuple[float, ...] = Field(
+        default=(0.001, 0.01, 0.05, 0.1, 0.2),
+        min_length=1,
+        description="candidates for t, those below 1 / steps taken for it; the first one without validation. The larger t is, the less a "
+        "clean image looks like the noised ones of that time, and the coarser is what the network attends to",
     )
     smoothing_sigma_px: float = Field(default=2.0, ge=0, description="of the Gaussian over the map")
     image_quantile: float | None = Field(
@@ -76,6 +76,8 @@ class SanoConfig(BaseModel):
             raise ValueError(
                 f"expected score_time from 1 / steps = {1 / self.steps:g}, below which nothing is trained, got {self.score_time}"
             )
+        if not all(0 < t <= 1 for t in self.score_times):
+            raise ValueError(f"expected score_times in (0, 1], got {self.score_times}")
         if int(4 * self.smoothing_sigma_px + 0.5) >= self.input_size_px:
             raise ValueError(f"expected smoothing_sigma_px below a quarter of input_size_px, got {self.smoothing_sigma_px}")
         return self
@@ -132,7 +134,14 @@ def denoising_score_matching(
 
 
 class Sano(nn.Module):
-    """Learns where the likelihood of normal images rises; what has far to climb is anomalous."""
+    """Learns where the likelihood of normal images rises; what has far to climb is anomalous.
+
+    Attributes:
+        score_time: (1,) t at inference.
+    """
+
+    tuned = "score_time"
+    score_time: Tensor
 
     def __init__(self, config: SanoConfig) -> None:
         super().__init__()
@@ -143,6 +152,16 @@ class Sano(nn.Module):
         self.training_batch_size = config.training_batch_size
         self.sde = VariancePreservingSDE(config.steps * config.beta_min, config.steps * config.beta_max)
         self.unet = ScoreUNet(config.unet)
+        self.register_buffer("score_time", torch.tensor([self.candidates()[0]]))
+
+    def candidates(self) -> tuple[float, ...]:
+        """The configured t, or those that validation chooses from; none below 1 / N."""
+        times = self.config.score_times if self.config.score_time is None else (self.config.score_time,)
+        return tuple(dict.fromkeys(max(t, 1 / self.config.steps) for t in times))
+
+    def use(self, value: float) -> None:
+        """Score at this t from now on."""
+        self.score_time.fill_(value)
 
     def s(self, x: Tensor, t: Tensor) -> Tensor:
         """The score ∇ log p_t (N, 3, H, W) of x in [-1, 1] at times t (N,): minus the estimated noise over σ(t)."""
@@ -159,8 +178,11 @@ class Sano(nn.Module):
     def component_scores(self, images: Tensor) -> Tensor:
         """s(x, t) (N, 3, H, W) at the inference time for images in [0, 1]: signed, by channel, not smoothed; for `deviation_threshold`."""
         check_images(images, input_size_px=self.input_size_px)
-        t = self.config.score_time or 1 / self.config.steps
-        return self.s(2 * images - 1, torch.full((len(images),), t, device=images.device))
+        return self.s(2 * images - 1, self.score_time.expand(len(images)))
+
+    def training_threshold(self, batches: Iterable[Tensor], *, deviations: float) -> float:
+        """`deviation_threshold` of batches (N, 3, H, W) of training images in [0, 1]."""
+        return deviation_threshold((self.component_scores(batch) for batch in batches), deviations=deviations)
 
     def score(self, images: Tensor) -> Scores:
         """Pixel: |s| averaged over the channels, smoothed, at least 0; image: the map's mean or quantile (ours; the paper has none)."""

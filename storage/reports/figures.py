@@ -36,6 +36,17 @@ class LearningCurve:
     validation_auroc: list[float] | None
     best_epoch: int
 
+    @classmethod
+    def of(cls, entries: list[dict[str, float]], *, best_epoch: int) -> "LearningCurve":
+        """From one entry an epoch: epoch, loss and, all or none, validation_auroc."""
+        aurocs = [entry["validation_auroc"] for entry in entries if "validation_auroc" in entry]
+        return cls(
+            epochs=[int(entry["epoch"]) for entry in entries],
+            loss=[entry["loss"] for entry in entries],
+            validation_auroc=aurocs if len(aurocs) == len(entries) else None,
+            best_epoch=best_epoch,
+        )
+
 
 _LEVELS = 192  # of a map; palette entry 0 is left for "not scored"
 _FAINTEST = 64  # alpha of the lowest level over a slide: the tissue shows through, and still differs from what was not scored
@@ -71,6 +82,11 @@ def encode_photograph(image: np.ndarray, *, max_px: int) -> str:
     photograph = Image.fromarray(image)
     photograph.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     return _encode(photograph, "JPEG", quality=86, optimize=True)
+
+
+def as_uri(content: bytes, form: str) -> str:
+    """A picture file of a form (PNG, SVG+XML) as a data URI."""
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content).decode()}"
 
 
 def paint_map(values: np.ndarray, *, colour_range: tuple[float, float], fading: bool) -> str:
@@ -184,6 +200,34 @@ def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
         return _as_svg(figure, prefix)
 
 
+def draw_samples(labels: list[str], images: np.ndarray, reconstructions: np.ndarray | None, maps: np.ndarray) -> bytes:
+    """Images, below them what a detector takes them for, and its maps, one column a sample, as PNG.
+
+    The maps have one scale, from their 1st to their 99.9th percentile.
+
+    Args:
+        labels: n.
+        images: (n, H, W, 3) float in [0, 1].
+        reconstructions: of the same shape; None for a detector without.
+        maps: (n, H, W) float.
+    """
+    low, high = np.percentile(maps, (1, 99.9))
+    rows = [("image", images), *([("reconstruction", reconstructions)] if reconstructions is not None else []), ("map", maps)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(0.3 + 1.25 * len(labels), 0.3 + 1.25 * len(rows)), dpi=100, layout="constrained")
+        panels = figure.subplots(len(rows), len(labels), squeeze=False)
+        for row, (name, pictures) in enumerate(rows):
+            for column, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
+                shown = picture if pictures.ndim == 3 else np.clip(picture, 0, 1)
+                panel = panels[row, column]
+                panel.imshow(shown, cmap="viridis", vmin=low, vmax=max(high, low + 1e-12))  # a scale only where there are no channels
+                panel.set(xticks=[], yticks=[], title=label if row == 0 else "", ylabel=name if column == 0 else "")
+                panel.spines[:].set_visible(False)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    return content.getvalue()
+
+
 def _draw_lines(axes: Axes, curves: dict[str, Curve], names: list[str], *, title: str, xlabel: str, ylabel: str) -> None:
     for place, name in enumerate(names):
         if name in curves:
@@ -227,4 +271,4 @@ def _encode_palette(index: np.ndarray, *, faintest: int) -> str:
 def _encode(picture: Image.Image, form: str, **options: object) -> str:
     content = io.BytesIO()
     picture.save(content, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return as_uri(content.getvalue(), form)

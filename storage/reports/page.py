@@ -47,13 +47,28 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold on image or pixel scores: how it was chosen, and on which split."""
+    """A threshold on image or pixel scores: how it was chosen, on which split, and what it came to on the test split."""
 
     level: Level
     name: str
     value: float
     chosen_by: str
     split: str
+    came: list[MetricRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PValueRow:
+    """Shares of the test split's normal and abnormal samples, in [0, 1], with a p-value of at most `rate` under a fitted distribution.
+
+    All None where the distribution could not be fitted; `note` then says why.
+    """
+
+    null: str
+    rate: float | None
+    normal: float | None
+    abnormal: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,10 @@ class DetectorResult:
         pr: level -> (recall, precision), each (n,), in [0, 1], sorted by recall either way.
         scores_normal, scores_abnormal: image scores, (n,), higher is more anomalous.
         colour_range: (low, high) of its maps, the same for every picture; values outside are clipped.
-        operating: what the thresholds amount to, in words.
+        operating: what could not be had of thresholds, and why; and what else was chosen on validation.
         learning: how its training went; None for a detector that looks at the data once.
+        p_values: what p-values promised and what came.
+        training_samples: PNG of `figures.draw_samples`; None for a detector without maps.
     """
 
     name: str
@@ -80,6 +97,8 @@ class DetectorResult:
     colour_range: tuple[float, float]
     operating: str = ""
     learning: figures.LearningCurve | None = None
+    p_values: list[PValueRow] = field(default_factory=list)
+    training_samples: bytes | None = None
 
     def __post_init__(self) -> None:
         low, high = self.colour_range
@@ -192,6 +211,7 @@ def render_html(report: Report) -> str:
         tables=_tabulate_metrics(report.detectors),
         curves=_draw_curves(report.detectors),
         learning=_draw_learning(report.detectors),
+        samples=[(one, figures.as_uri(one.training_samples, "PNG")) for one in report.detectors if one.training_samples],
         histograms=_draw_histograms(report.detectors),
         colour_bar=figures.paint_colour_bar(),
         mapped=_find_mapped(report.detectors, (sample.maps for sample in report.gallery)),
@@ -224,7 +244,10 @@ def metrics_as_json(report: Report) -> str:
 
 
 def metrics_as_csv(report: Report) -> str:
-    """Metrics, thresholds and counts as one table: section, detector, level, name, value, low, high, note; empty where None."""
+    """Metrics, thresholds and what they came to, p-values and counts as one table.
+
+    Columns: section, detector, level, name, value, low, high, note; empty where None.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["section", "detector", "level", "name", "value", "low", "high", "note"])
@@ -234,6 +257,11 @@ def metrics_as_csv(report: Report) -> str:
         for threshold in detector.thresholds:
             note = f"{threshold.chosen_by} ({threshold.split})"
             table.writerow(["threshold", detector.name, threshold.level, threshold.name, threshold.value, None, None, note])
+            for row in threshold.came:
+                table.writerow(["at threshold", detector.name, row.level, row.name, row.value, row.low, row.high, threshold.chosen_by])
+        for share in (one for one in detector.p_values if one.rate is not None):
+            for label, value in (("normal", share.normal), ("abnormal", share.abnormal)):
+                table.writerow(["p-value", detector.name, "image", f"{label} at {share.rate:g}", value, None, None, share.null])
     for count in report.counts:
         place = f"{count.split} {count.label}"
         table.writerow(["count", None, None, f"{place} samples", count.samples, None, None, None])
@@ -255,7 +283,8 @@ def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
         "name": detector.name,
         "kind": detector.kind,
         "metrics": [vars(row) for row in detector.metrics],
-        "thresholds": [vars(threshold) for threshold in detector.thresholds],
+        "thresholds": [vars(threshold) | {"came": [vars(row) for row in threshold.came]} for threshold in detector.thresholds],
+        "p_values": [vars(row) for row in detector.p_values],
         "curves": thinned,
         "scores": {"normal": _round(detector.scores_normal), "abnormal": _round(detector.scores_abnormal)},
         "colour_range": [float(end) for end in detector.colour_range],

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from storage.reports import figures
-from storage.reports.figures import LearningCurve
+from storage.reports.figures import LearningCurve, draw_samples
 from storage.reports.page import (
     CountRow,
     DetectorResult,
     GallerySample,
     MetricRow,
+    PValueRow,
     Report,
     SlideOverview,
     Threshold,
@@ -50,6 +51,7 @@ class PageReader(HTMLParser):
 
 def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
     curve = (np.array([0.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.5, 0.75, 1.0]))
+    came = [MetricRow("image", "specificity", 0.9, 0.8, 1.0)]
     return DetectorResult(
         name=name,
         kind="features",
@@ -58,12 +60,14 @@ def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
             MetricRow("pixel", "Dice", 0.625, note="no interval: one subject"),
             MetricRow("pixel", "IoU", None, note="undefined: no annotated pixel"),
         ],
-        thresholds=[Threshold("image", "95 % specificity", 2.125, "quantile of normals", "validation")],
+        thresholds=[Threshold("image", "95 % specificity", 2.125, "quantile of normals", "validation", came)],
         roc={"image": curve, "pixel": curve},
         pr={"image": (np.array([1.0, 0.5, 0.0]), np.array([0.25, 0.5, 1.0]))},
         scores_normal=np.array([1.0, 1.25, 1.5], np.float32),
         scores_abnormal=np.array([2.0, 3.5], np.float32),
         colour_range=(1.0, 4.0),
+        p_values=[PValueRow("gamma", 0.05, 0.0625, 0.5), PValueRow("tail", None, None, None, "too few scores")],
+        training_samples=draw_samples(["normal"], np.zeros((1, 8, 8, 3)), None, np.zeros((1, 8, 8))),
     )
 
 
@@ -177,12 +181,36 @@ def test_slide_without_spacing_has_no_scale_bar(html):
     assert 'class="scale-bar"' not in render_html(make_report(slides=[unscaled]))
 
 
+def test_page_shows_what_thresholds_and_p_values_came_to(html):
+    section = html[html.index('<section id="thresholds">') :]
+    section = section[: section.index("</section>")]
+    assert "specificity 0.900 (0.800 to 1.000)" in section
+    assert '<td>gamma</td><td class="number">0.05</td><td class="number">6.2 %</td><td class="number">50.0 %</td>' in section
+    assert '<td>tail</td><td colspan="3">too few scores</td>' in section
+
+
+def test_sections_and_their_entries_in_the_contents_are_the_same(html):
+    contents = html[html.index("<nav") : html.index("</nav>")]
+    assert re.findall(r'href="#([\w-]+)"', contents) == re.findall(r'<section id="([\w-]+)"', html)
+
+
+def test_samples_have_a_row_for_the_reconstruction_only_where_there_is_one():
+    images, maps = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)), np.zeros((2, 16, 16))
+    heights = [
+        Image.open(io.BytesIO(draw_samples(["normal", "abnormal"], images, reconstructions, maps))).height
+        for reconstructions in (None, images)
+    ]
+    assert heights == [280, 405]
+
+
 def test_csv_holds_metrics_thresholds_and_counts():
     rows = list(csv.DictReader(io.StringIO(metrics_as_csv(make_report()))))
     found = {(row["section"], row["detector"], row["name"]): row for row in rows}
     assert float(found["metric", "autoencoder", "AUROC"]["value"]) == 0.5625
     assert found["metric", "memory", "Dice"]["low"] == ""
     assert float(found["threshold", "memory", "95 % specificity"]["value"]) == 2.125
+    assert float(found["at threshold", "memory", "specificity"]["value"]) == 0.9
+    assert float(found["p-value", "memory", "normal at 0.05"]["value"]) == 0.0625
     assert found["count", "", "test abnormal failed"]["note"] == "truncated"
 
 

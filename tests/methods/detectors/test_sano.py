@@ -314,6 +314,7 @@ def test_the_preset_is_the_papers() -> None:
     [
         ({"input_size_px": 17}, "multiple of 2"),
         ({"score_time": 1e-4}, "below which nothing is trained"),
+        ({"score_times": (0.1, 0.0)}, r"score_times in \(0, 1\]"),
         ({"beta_max": 1e-5}, "beta_min <= beta_max"),
         ({"smoothing_sigma_px": 4.0}, "below a quarter"),
         ({"sigma": 2.0}, "extra"),
@@ -322,3 +323,24 @@ def test_the_preset_is_the_papers() -> None:
 def test_a_configuration_that_does_not_fit_is_refused(change: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SanoConfig.model_validate({**CONFIG.model_dump(), **change})
+
+
+def test_the_inference_time_is_one_of_the_candidates_and_goes_with_the_state() -> None:
+    config = CONFIG.model_copy(update={"steps": 100, "score_times": (0.001, 0.005, 0.1)})
+    detector = filled(config)
+    assert detector.candidates() == (0.01, 0.1)  # none below 1 / steps, and each once
+    images = torch.rand(3, 3, 16, 16, generator=seeded(1))
+    first = detector.score(images).image
+    detector.use(0.1)
+    assert not torch.equal(detector.score(images).image, first)
+    other = Sano(config)
+    other.load_state_dict(detector.state_dict())
+    assert torch.equal(other.eval().score(images).image, detector.score(images).image)
+    assert Sano(config.model_copy(update={"score_time": 0.3})).candidates() == (0.3,)
+
+
+@torch.no_grad()
+def test_the_training_threshold_is_the_deviation_of_component_scores() -> None:
+    detector, images = filled(CONFIG), torch.rand(3, 3, 16, 16, generator=seeded(1))
+    expected = 2 * detector.component_scores(images).double().std(correction=0)
+    assert detector.training_threshold(images.split(1), deviations=2) == pytest.approx(float(expected), rel=1e-6)
