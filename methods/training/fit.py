@@ -1,12 +1,13 @@
 """The training room: takes a detector and data, gives back the detector as it was at its best validation epoch."""
 
 import copy
+import hashlib
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,21 +16,22 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
+from methods.training.batches import EpochSampler, SharedBatches, mix_seeds
+from methods.training.outcome import FitReport, TrainingError
+from methods.training.ranks import Rank, check_buffers_agree, gather, share_batch_norm
 
-CHECKPOINT_EVERY_S = 30.0
+ALONE = Rank()
+_STEPS_BETWEEN_CHECKS = 50  # of the losses, on a GPU
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot begin or go on; the message says at which step and why."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,6 @@ class Validation:
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class FitReport:
-    """What happened: goes to the model's card.
-
-    Attributes:
-        selected_by: the criterion by which the epoch was chosen.
-        best_epoch: 1-based; 1 for detectors that look at the data once.
-        curve: one entry an epoch: epoch, loss and, where there is validation, validation_auroc.
-        images_per_s: training throughput.
-    """
-
-    selected_by: str
-    best_epoch: int
-    images_per_s: float
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
 def fit(
     detector: Detector,
     train: Dataset[Tensor],
@@ -72,9 +57,14 @@ def fit(
     checkpoints: str | None = None,
     patience: int | None = None,
     precision: Precision = "32-true",
+    checkpoint_every_s: float = 30.0,
+    rank: Rank = ALONE,
     on_step: Callable[[int], None] = lambda count: None,
 ) -> FitReport:
     """Train a detector in place.
+
+    Several processes, started by torchrun, each call this with the same arguments and detector but their `rank`. Each takes its share of
+    every batch, so that the same images make up a step as in one process, and gets the same report; the weights are rank 0's to write.
 
     Args:
         detector: `LearnsByGradient` or `LearnsByMemory`.
@@ -82,28 +72,35 @@ def fit(
         validation: by which the epoch is chosen (highest AUROC); without it, or with one class only, the lowest training loss decides.
         seed: of the order of the images and everything drawn, anew each epoch: a training that is taken up again draws what it would have.
         threads: computing threads.
-        checkpoints: a local folder where a finished epoch is kept every half minute; what is in it already is taken up. None keeps nothing.
+        checkpoints: a local folder where finished epochs are kept; what is in it already is taken up. None keeps nothing.
         patience: epochs without a better one after which to stop; None goes on to the last.
         precision: of Lightning: mixed ones halve memory on GPUs.
-        on_step: called with the number of training images taken since the last call.
+        checkpoint_every_s: an epoch is kept when at least this time has passed since the last that was.
+        rank: of this process; noise is drawn anew for each rank.
+        on_step: called with the number of training images taken since the last call, by all ranks together; at first, in a training
+            that is taken up again, with those of the epochs before.
 
     Raises:
-        TrainingError: nothing to train on, a loss that is no number, or a batch of one image that does not fit into the GPU's memory.
+        TrainingError: nothing to train on, a loss that is no number, a batch of one image that does not fit into the GPU's memory,
+            checkpoints of another training, or ranks that the detector or the batch cannot be shared between.
     """
     if not len(train):  # type: ignore[arg-type]
         raise TrainingError("the training split is empty: there must be normal samples of at least one subject in it")
     torch.set_num_threads(threads)
     if isinstance(detector, LearnsByGradient):
-        plan = _Plan(seed=seed, checkpoints=checkpoints, patience=patience, precision=precision)
+        _check_ranks(detector, rank)
+        plan = _Plan(seed, checkpoints, checkpoint_every_s, patience, precision, rank)
         return _fit_by_gradient(detector, train, validation=validation, plan=plan, on_step=on_step)
     if isinstance(detector, LearnsByMemory):
+        if rank.count > 1:
+            raise TrainingError(f"{type(detector).__name__} looks at every image once, in one process: set `training: {{processes: 1}}`")
         return _fit_by_memory(detector, train, seed=seed, on_step=on_step)
     raise TypeError(f"{type(detector).__name__} is neither LearnsByGradient nor LearnsByMemory")
 
 
 def score_all(detector: Detector, images: Dataset[Tensor]) -> Scores:
     """Scores of a dataset in its order, in batches of the detector's size, on the CPU: image (n,), pixel (n, H, W)."""
-    device = next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))  # a GPU's while it is trained
+    device = _device_of(detector)
     batches = []
     with torch.inference_mode():
         for batch in DataLoader(images, batch_size=detector.batch_size):
@@ -112,9 +109,19 @@ def score_all(detector: Detector, images: Dataset[Tensor]) -> Scores:
     return Scores(image=torch.cat([scores.image.cpu() for scores in batches]), pixel=torch.cat(maps) if maps else None)
 
 
-def training_images(detector: Detector, count: int) -> int:
-    """How many images training will take in all: for a progress bar."""
-    return count * detector.epochs if isinstance(detector, LearnsByGradient) else count
+def _device_of(detector: Detector) -> torch.device:
+    return next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))  # a GPU while it is trained
+
+
+def _check_ranks(detector: LearnsByGradient, rank: Rank) -> None:
+    if detector.training_batch_size % rank.count:
+        raise TrainingError(
+            f"a batch of {detector.training_batch_size} cannot be shared equally by {rank.count} processes: choose a training_batch_size "
+            f"that {rank.count} divides, or other `training: {{processes: …}}`"
+        )
+    gpus = torch.cuda.device_count()
+    if gpus and rank.count > gpus:
+        raise TrainingError(f"{rank.count} processes need a GPU each, and {gpus} are visible here: lower `training: {{processes: …}}`")
 
 
 def _fit_by_memory(detector: LearnsByMemory, train: Dataset[Tensor], *, seed: int, on_step: Callable[[int], None]) -> FitReport:
@@ -132,8 +139,10 @@ def _fit_by_memory(detector: LearnsByMemory, train: Dataset[Tensor], *, seed: in
 class _Plan:
     seed: int
     checkpoints: str | None
+    checkpoint_every_s: float
     patience: int | None
     precision: Precision
+    rank: Rank
 
 
 def _fit_by_gradient(
@@ -144,13 +153,16 @@ def _fit_by_gradient(
     untrained = copy.deepcopy(detector.state_dict())
     pieces = 1  # that a batch is computed in
     while True:
-        selection = _Selection(detector, validation, plan.patience)
-        module = _Lightning(detector, selection, on_step, seed=plan.seed, pieces=pieces)
+        selection = _Selection(detector, validation, plan.patience, plan.rank)
+        module = _Lightning(detector, train, selection, on_step, plan=plan, pieces=pieces)
         try:
             started = time.monotonic()
-            _run_lightning(module, train, plan, pieces)
+            _run_lightning(module, plan, pieces)
             break
         except torch.OutOfMemoryError as error:
+            if plan.rank.count > 1:  # the others are past this step or wait for it: no rank can begin again by itself
+                share = detector.training_batch_size // plan.rank.count
+                raise TrainingError(f"{share} images of a batch do not fit into one GPU's memory; lower training_batch_size") from error
             if pieces >= detector.training_batch_size:
                 raise TrainingError("a batch of a single image does not fit into the GPU's memory; lower the input size") from error
             pieces *= 2
@@ -160,32 +172,47 @@ def _fit_by_gradient(
     rate = module.images_taken / (time.monotonic() - started)
     detector.load_state_dict(selection.best_state)  # type: ignore[attr-defined]
     module.detector.cpu().eval()
-    return FitReport(selected_by=selection.rule, best_epoch=selection.best_epoch, images_per_s=rate, curve=selection.curve)
+    return FitReport(
+        selected_by=selection.rule,
+        best_epoch=selection.best_epoch,
+        images_per_s=rate,
+        curve=selection.curve,
+        processes=plan.rank.count,
+    )
 
 
-def _run_lightning(module: "_Lightning", train: Dataset[Tensor], plan: _Plan, pieces: int) -> None:
+def _run_lightning(module: "_Lightning", plan: _Plan, pieces: int) -> None:
     """Train to the end, from the last finished epoch where there is one."""
-    keep = _SpacedCheckpoint(dirpath=plan.checkpoints, save_last="link", save_on_train_epoch_end=True)
+    keep = _SpacedCheckpoint(plan.checkpoint_every_s, dirpath=plan.checkpoints, save_last="link", save_on_train_epoch_end=True)
     last = Path(plan.checkpoints, "last.ckpt") if plan.checkpoints is not None else None
     trainer = Trainer(
         max_epochs=module.learner.epochs,
-        accelerator="auto",
         precision=plan.precision,
-        devices=1,
         accumulate_grad_batches=pieces if module.automatic_optimization else 1,
         logger=False,
         callbacks=[keep] if last is not None else [],
         enable_checkpointing=last is not None,  # the best weights are kept in memory, and the bundle is written once
         enable_progress_bar=False,
         enable_model_summary=False,
+        **_placement(plan.rank),
     )
-    size = max(1, module.learner.training_batch_size // pieces)
-    loader = DataLoader(train, batch_size=size, sampler=EpochSampler(len(train), seed=plan.seed, epoch=lambda: module.current_epoch))  # type: ignore[arg-type]
+    if plan.rank.count > 1:
+        share_batch_norm(module.detector)
     module.detector.train()
     with warnings.catch_warnings():
         # on loader processes (the images are decoded once and kept) and old torch names
         warnings.filterwarnings("ignore", module="lightning")
-        trainer.fit(module, loader, ckpt_path=last if last is not None and last.exists() else None)
+        trainer.fit(module, ckpt_path=last if last is not None and last.exists() else None)
+
+
+def _placement(rank: Rank) -> dict[str, Any]:
+    """Lightning's options for this process alone, or as one of those that torchrun started."""
+    if rank.count == 1:
+        return {"accelerator": "auto", "devices": 1}
+    # a critic and its generator leave each other's weights unused; buffers are the same everywhere, which is checked
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    return {"accelerator": accelerator, "devices": rank.count, "strategy": strategy, "use_distributed_sampler": False}
 
 
 class _SpacedCheckpoint(ModelCheckpoint):
@@ -193,9 +220,14 @@ class _SpacedCheckpoint(ModelCheckpoint):
 
     _kept_at = 0.0
 
+    def __init__(self, every_s: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._every_s = every_s
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep this epoch if the last one that was kept is long ago."""
-        if time.monotonic() - max(self._kept_at, self._started_at) >= CHECKPOINT_EVERY_S:
+        due = time.monotonic() - max(self._kept_at, self._started_at) >= self._every_s
+        if trainer.strategy.broadcast(due):  # rank 0's clock decides for all
             super().on_train_epoch_end(trainer, pl_module)
             self._kept_at = time.monotonic()
 
@@ -204,36 +236,16 @@ class _SpacedCheckpoint(ModelCheckpoint):
         self._started_at = time.monotonic()
 
 
-class EpochSampler(Sampler[int]):
-    """A new order each epoch that depends on the seed and the number of the epoch alone, not on the epochs before.
-
-    The epoch is asked for: Lightning announces (`set_epoch`) the first one after a resume too late.
-    """
-
-    def __init__(self, count: int, *, seed: int, epoch: Callable[[], int]) -> None:
-        self._count, self._seed, self._epoch = count, seed, epoch
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(_mix(self._seed, self._epoch()))
-        yield from torch.randperm(self._count, generator=generator).tolist()
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 class _Selection:
-    """Keeps the weights of the best epoch."""
+    """Keeps the weights of the best epoch; all ranks measure together and choose the same."""
 
-    def __init__(self, detector: LearnsByGradient, validation: Validation | None, patience: int | None) -> None:
+    def __init__(self, detector: LearnsByGradient, validation: Validation | None, patience: int | None, rank: Rank) -> None:
         two_classes = validation is not None and len(np.unique(validation.labels)) == 2
         self._validation = validation if two_classes else None
         self.rule = "highest image AUROC on validation" if two_classes else "lowest training loss (validation lacks a class)"
         self._detector = detector
         self._patience = patience
+        self._rank = rank
         self._best = -math.inf
         self.best_epoch = 0
         self.best_state: dict[str, Tensor] = {}
@@ -243,7 +255,7 @@ class _Selection:
         """Measure and, when it is the best so far, keep."""
         entry = {"epoch": float(epoch), "loss": loss}
         if self._validation is not None:
-            scores = score_all(self._detector, self._validation.images).image.cpu().numpy()
+            scores = self._score(self._validation)
             counts = count_scores(scores, self._validation.labels, np.zeros(len(scores), int))
             entry["validation_auroc"] = float(roc_auc(counts.normal.sum(0), counts.abnormal.sum(0)))
         self.curve.append(entry)
@@ -251,6 +263,15 @@ class _Selection:
         if quality > self._best:
             self._best, self.best_epoch = quality, epoch
             self.best_state = {name: copy.deepcopy(tensor) for name, tensor in self._detector.state_dict().items()}
+
+    def _score(self, validation: Validation) -> np.ndarray:
+        """Image scores (n,) of validation; each rank scores every `count`-th image."""
+        n, ranks = len(validation.labels), self._rank.count
+        own = range(self._rank.index, n, ranks)
+        scores = torch.full((-(-n // ranks),), torch.nan)
+        if own:
+            scores[: len(own)] = score_all(self._detector, Subset(validation.images, own)).image
+        return gather(scores, _device_of(self._detector)).T.flatten()[:n].numpy()  # (ranks, n / ranks) to the images' order
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -271,7 +292,14 @@ class _Lightning(LightningModule):
     """What Lightning needs to drive a detector."""
 
     def __init__(
-        self, detector: LearnsByGradient, selection: _Selection, on_step: Callable[[int], None], *, seed: int, pieces: int
+        self,
+        detector: LearnsByGradient,
+        train: Dataset[Tensor],
+        selection: _Selection,
+        on_step: Callable[[int], None],
+        *,
+        plan: _Plan,
+        pieces: int,
     ) -> None:
         super().__init__()
         if not isinstance(detector, nn.Module):
@@ -281,29 +309,41 @@ class _Lightning(LightningModule):
         self._rivals = detector if isinstance(detector, LearnsAgainstCritic) else None
         self.automatic_optimization = self._rivals is None  # two optimisers take turns
         self.images_taken = 0
+        self._train = train
         self._selection = selection
         self._on_step = on_step
-        self._seed = seed
-        self._losses: list[float] = []
+        self._seed, self._rank = plan.seed, plan.rank
+        order = EpochSampler(len(train), seed=plan.seed, epoch=lambda: self.current_epoch)  # type: ignore[arg-type]
+        self._batches = SharedBatches(order, size=max(1, detector.training_batch_size // pieces), rank=plan.rank)
+        self._losses: list[Tensor] = []  # that the epoch's is the mean of
+        self._unchecked: list[tuple[int, Tensor]] = []
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(self._train, batch_sampler=self._batches)
+
+    def on_train_start(self) -> None:
+        if self.current_epoch:
+            self._on_step(self.current_epoch * len(self._train))  # type: ignore[arg-type]
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         # each step by itself: loaders draw from the same generator, more often after a resume
-        torch.manual_seed(_mix(self._seed, self.current_epoch, batch_index + 1))
+        torch.manual_seed(mix_seeds(self._seed, self.current_epoch, batch_index + 1, self._rank.index))
         loss = self._learn_in_turns(self._rivals, batch, batch_index) if self._rivals else self._learn(batch, batch_index)
-        self.images_taken += len(batch)
-        self._on_step(len(batch))
+        images = self._batches.images(batch_index)
+        self.images_taken += images
+        self._on_step(images)
         return loss
 
     def _learn(self, batch: Tensor, batch_index: int) -> Tensor:
-        loss = self._checked(self.learner.loss(batch), batch_index)
-        self._losses.append(loss.item())
+        loss = self._weighed(self.learner.loss(batch), batch_index)
+        self._losses.append(loss.detach())
         return loss
 
     def _learn_in_turns(self, rivals: LearnsAgainstCritic, batch: Tensor, batch_index: int) -> Tensor:
         """The critic learns from every batch, the generator from every `critic_steps`-th."""
         generator, critic = cast(list[LightningOptimizer], self.optimizers())
         critic.zero_grad()
-        loss = self._checked(rivals.critic_loss(batch), batch_index)
+        loss = self._weighed(rivals.critic_loss(batch), batch_index)
         self.manual_backward(loss)
         critic.step()
         if batch_index % rivals.critic_steps == 0:
@@ -313,26 +353,73 @@ class _Lightning(LightningModule):
             generator.step()
         return loss
 
-    def _checked(self, loss: Tensor, batch_index: int) -> Tensor:
-        if not torch.isfinite(loss):
+    def _weighed(self, loss: Tensor, batch_index: int) -> Tensor:
+        """The loss as this rank's share of the batch counts, watched over."""
+        self._unchecked.append((batch_index, loss.detach()))
+        if len(self._unchecked) >= (1 if loss.device.type == "cpu" else _STEPS_BETWEEN_CHECKS):
+            self._check_losses()
+        return loss if self._rank.count == 1 else loss * self._batches.weight(batch_index)
+
+    def _check_losses(self) -> None:
+        """Find the first loss that is no number, of any rank; seldom on a GPU, because reading one makes the CPU wait for it."""
+        if not self._unchecked:
+            return
+        values = torch.stack([loss for _, loss in self._unchecked]).float().cpu()
+        values = gather(values, self.device)  # (ranks, steps)
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            rank, at = min(bad.tolist(), key=lambda place: place[1])
+            batch_index = self._unchecked[at][0]
+            step = self.current_epoch * len(self._batches) + batch_index
             raise TrainingError(
-                f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_index}; lower the learning rate"
+                f"the loss is {values[rank, at]} at epoch {self.current_epoch + 1}, batch {batch_index}, step {step} of the training "
+                "(batches and steps from 0); lower the learning rate"
             )
-        return loss
+        self._unchecked = []
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx == 0:
+            check_buffers_agree(self.detector)
 
     def on_train_epoch_end(self) -> None:
+        self._check_losses()
+        loss = torch.tensor(torch.stack(self._losses).double().cpu().numpy().mean())
         self.detector.eval()
-        self._selection.end_epoch(self.current_epoch + 1, float(np.mean(self._losses)))
+        self._selection.end_epoch(self.current_epoch + 1, float(gather(loss, self.device).mean()))
         self.detector.train()
         self._losses = []
         if self._selection.is_out_of_patience:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training"] = self._identity()
         checkpoint["selection"] = self._selection.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a training, but no other one than this.
+
+        Raises:
+            TrainingError: says in what the two differ.
+        """
+        kept, wanted = checkpoint.get("training", {}), self._identity()
+        differing = [f"{name} ({kept.get(name)} there, {value} here)" for name, value in wanted.items() if kept.get(name) != value]
+        if differing:
+            raise TrainingError(
+                f"the checkpoints are of another training, with other {', '.join(differing)}: remove them, or give another folder"
+            )
         self._selection.restore(checkpoint["selection"])
+
+    def _identity(self) -> dict[str, str]:
+        """What must be the same for a training to be taken up: not the number of ranks, which may change with the machine."""
+        config = getattr(self.detector, "config", None)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.detector.state_dict().items()}
+        return {
+            "detector": type(self.detector).__name__,
+            "configuration": str(config),
+            "tensors": hashlib.sha256(repr(shapes).encode()).hexdigest()[:12],
+            "seed": str(self._seed),
+            "number of images": str(len(self._train)),  # type: ignore[arg-type]
+        }
 
     def configure_optimizers(self) -> Any:
         if self._rivals is not None:
