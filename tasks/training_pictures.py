@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from methods.detectors.interface import Detector, Reconstructs
 from methods.detectors.registry import NAMES
-from storage.reports import figures
 from tasks.samples import SampleDataset
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ _NAMES = {0: "normal", 1: "abnormal"}
 
 def draw_training(model: Detector, validation: pd.DataFrame, *, seed: int) -> dict[str, bytes]:
     """Pictures for the bundle: `samples`, a few drawn validation samples as the detector sees them; none for a detector without maps."""
+    from storage.reports import figures  # here, because Matplotlib takes a second to import
+
     drawn = (
         validation.sample(frac=1, random_state=seed).groupby("label", sort=True).head(_SAMPLES_A_CLASS).sort_values("label", kind="stable")
     )
@@ -51,6 +52,8 @@ def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) ->
     """An artifact of the task that is running: learning curve, pictures, epochs. Nothing outside of a task."""
     if TaskRunContext.get() is None:
         return
+    from storage.reports import figures
+
     name = NAMES[kind]
     parts = [f"**{name}.** {report.images_per_s:.3g} training images a second; epoch {report.best_epoch} kept ({report.selected_by})."]
     if report.curve:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
 
 from methods.evaluation.thresholds import Threshold
 
@@ -35,6 +34,8 @@ class GammaNull:
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """P(S >= score) (N,) float64 in [0, 1] for finite scores (N,); 1 for scores of 0 and below."""
+        from scipy import stats  # here, because it takes a second to import
+
         return np.asarray(stats.gamma.sf(_finite(scores), self.shape, scale=self.scale), np.float64)
 
 
@@ -80,6 +81,8 @@ class TailNull:
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """P(S >= score) (N,) float64 above 0 (but for underflow) for finite scores (N,); continuous where body and tail meet."""
+        from scipy import stats
+
         values, body = _finite(scores), np.asarray(self.body)
         n = len(body) + self.exceedances
         at_or_above = n - np.searchsorted(body, values, side="left")
@@ -101,6 +104,8 @@ def fit_gamma(normal_scores: np.ndarray) -> GammaNull:
     Raises:
         CalibrationError: other scores.
     """
+    from scipy import stats
+
     values = _fittable(normal_scores, fewest=_FEWEST_FOR_GAMMA)
     if values.min() <= 0:
         raise CalibrationError(f"a Gamma distribution needs scores above 0, got {values.min():g}; use fit_empirical or fit_tail")
@@ -133,6 +138,8 @@ def fit_tail(normal_scores: np.ndarray, *, quantile: float = 0.9) -> TailNull:
         ValueError: the quantile is not in (0, 1).
         CalibrationError: other scores.
     """
+    from scipy import stats
+
     if not 0 < quantile < 1:
         raise ValueError(f"expected a quantile in (0, 1), got {quantile}")
     values = _fittable(normal_scores, fewest=_FEWEST_IN_TAIL + 1)
