@@ -60,6 +60,24 @@ def test_the_penalty_is_taken_between_real_and_fake_at_each_samples_own_place() 
     torch.testing.assert_close(penalty, (between.flatten(1).norm(dim=1) - 1).square())
 
 
+def test_the_critic_is_penalised_between_images_and_reconstructions_with_a_place_drawn_for_each() -> None:
+    network, images, places = seasoned(), images_of(), []
+    network.critic.register_forward_pre_hook(lambda module, inputs: places.append(inputs[0].detach()))
+    torch.manual_seed(4)
+    network.critic_loss(images)
+    torch.manual_seed(4)
+    mean, log_variance = network.encoder(images)
+    x_hat = network.decoder(mean + (0.5 * log_variance).exp() * torch.randn_like(mean)).detach()
+    between, fake, real = places
+    assert torch.equal(fake, x_hat)
+    assert torch.equal(real, images)
+    way = (fake - real).flatten(1)
+    shares = ((between - real).flatten(1) * way).sum(1) / way.square().sum(1)
+    torch.testing.assert_close(between, real + shares.view(-1, 1, 1, 1) * (fake - real), atol=1e-5, rtol=1e-5)
+    assert len(shares.unique()) == 4
+    assert 0 <= shares.min() <= shares.max() <= 1
+
+
 class Prior(nn.Module):
     """An encoder that knows nothing, so that z is the noise."""
 

@@ -1,5 +1,8 @@
 """What holds for every registered detector."""
 
+from itertools import product
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
 from methods.detectors.vae import VAEConfig
 from methods.detectors.vqvae import VQVAEConfig
+from methods.training.fit import fit
 
 TINY_UNET = ScoreUNetConfig(widths=(8, 16), attention_levels=(1,), residual_blocks=1, head_channels=8, norm_groups=4)
 CONFIGS: list[DetectorConfig] = [
@@ -33,6 +37,18 @@ CONFIGS: list[DetectorConfig] = [
     AnoDDPMConfig(input_size_px=16, unet=TINY_UNET, reverse_steps=3, eta=0.0),
     OneClassSVMConfig(input_size_px=64),
 ]
+# what makes each learn a simple kind of image in a few seconds
+LESSONS: dict[str, dict[str, Any]] = {
+    "ae": {"input_size_px": 16, "epochs": 30, "learning_rate": 3e-3},
+    "vae": {"input_size_px": 16, "epochs": 30, "learning_rate": 3e-3, "samples": 5},
+    "cevae": {"input_size_px": 16, "epochs": 30, "learning_rate": 3e-3, "smoothing_sigma_px": 1.0, "kl_weight": 0.1},
+    "vqvae": {"input_size_px": 16, "epochs": 50, "learning_rate": 3e-3},
+    "anovaegan": {"input_size_px": 16, "epochs": 30, "learning_rate": 3e-3, "critic_steps": 1, "kl_weight": 0.1},
+    "sano": {"epochs": 100, "training_batch_size": 8, "learning_rate": 5e-3, "score_time": 0.1},
+    "anoddpm": {"epochs": 60, "learning_rate": 5e-3, "training_batch_size": 8, "wavelength_px": 8},
+    "patchcore": {},
+    "ocsvm": {},
+}
 
 
 def images_of(config: DetectorConfig, count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -58,8 +74,14 @@ def trained(config: DetectorConfig) -> Detector:
     return detector
 
 
+def shaded(config: DetectorConfig, count: int, seed: int) -> torch.Tensor:
+    """Images that brighten towards a corner, slightly noisy: what is normal in a lesson."""
+    x = torch.linspace(0, 1, config.input_size_px)
+    return (0.2 + 0.6 * x[:, None] * x + 0.05 * (images_of(config, count, seed) - 0.5)).clamp(0, 1)
+
+
 def test_every_registered_kind_is_tested_here() -> None:
-    assert {config.kind for config in CONFIGS} == set(NAMES)
+    assert {config.kind for config in CONFIGS} == set(LESSONS) == set(NAMES)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
@@ -87,6 +109,29 @@ class TestContract:
         if one.pixel is not None and among_others.pixel is not None:
             assert torch.equal(one.pixel[:1], among_others.pixel[:1])
 
+    def test_scoring_draws_nothing_changes_nothing_and_is_the_same_in_every_mode(self, config: DetectorConfig) -> None:
+        detector, images = trained(config), images_of(config)
+        assert isinstance(detector, torch.nn.Module)
+        state, random = {name: tensor.clone() for name, tensor in detector.state_dict().items()}, torch.get_rng_state()
+        with torch.inference_mode():
+            first, again = detector.score(images), detector.train().score(images)
+        assert detector.training
+        assert torch.equal(random, torch.get_rng_state())
+        assert all(torch.equal(tensor, state[name]) for name, tensor in detector.state_dict().items())
+        assert torch.equal(first.image, again.image)
+        assert first.pixel is None or torch.equal(first.pixel, again.pixel)  # type: ignore[arg-type]
+
+    def test_trained_with_the_same_seed_it_is_the_same_to_the_bit(self, config: DetectorConfig) -> None:
+        config = config.model_copy(update=LESSONS[config.kind] | {"epochs": 2, "training_batch_size": 4, "max_images": 6})
+        states = []
+        for seed in (3, 3, 4):
+            detector = trained(config)
+            fit(detector, shaded(config, 8, seed=1), validation=None, seed=seed, threads=1)  # type: ignore[arg-type]
+            states.append(detector.state_dict())
+        one, two, other = states
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert not all(torch.equal(one[name], other[name]) for name in one if one[name].shape == other[name].shape)
+
     def test_the_state_survives_as_arrays(self, config: DetectorConfig) -> None:
         first, second = trained(config), build_detector(config)
         state = {name: tensor.numpy().copy() for name, tensor in first.state_dict().items()}
@@ -95,16 +140,42 @@ class TestContract:
             assert torch.equal(first.score(images_of(config)).image, second.score(images_of(config)).image)
 
     def test_wrong_images_are_refused(self, config: DetectorConfig) -> None:
-        detector, size = trained(config), config.input_size_px
-        wrong = (torch.rand(1, 3, size, size + 16), torch.rand(1, 1, size, size), torch.rand(1, 3, size, size).double())
-        out_of_range = (torch.rand(1, 3, size, size) * 255, torch.full((1, 3, size, size), torch.nan))
-        for images in (*wrong, *out_of_range):
-            with pytest.raises(DetectorError, match="expected"):
-                detector.score(images)
+        detector, image = trained(config), images_of(config, 1)
+        takers = [detector.score, *([detector.observe] if isinstance(detector, LearnsByMemory) else [])]
+        other_channels = image[:, :1], torch.cat([image, image[:, :1]], 1)
+        other_shapes = torch.nn.functional.pad(image, (0, 16)), torch.nn.functional.pad(image, (8, 8, 8, 8)), image[0], *other_channels
+        for images, take in product((*other_shapes, (255 * image).byte(), image.double()), takers):
+            with pytest.raises(DetectorError, match=r"expected images \(N, 3, .* float32, got"):
+                take(images)
+        for images, take in product((255 * image, image - 1, image + torch.nan), takers):
+            with pytest.raises(DetectorError, match=r"expected values in \[0, 1\], got"):
+                take(images)
 
     def test_unknown_keys_are_refused(self, config: DetectorConfig) -> None:
         with pytest.raises(ValidationError):
             type(config).model_validate({"kind": config.kind, "unknown": 1})
+
+
+DIFFUSION = ("sano", "anoddpm")
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(config, id=config.kind, marks=[pytest.mark.slow] * (config.kind in DIFFUSION)) for config in CONFIGS]
+)
+def test_what_was_never_seen_scores_higher_and_the_map_says_where(config: DetectorConfig) -> None:
+    config = config.model_copy(update=LESSONS[config.kind])
+    detector, size = trained(config), config.input_size_px
+    normal, odd = shaded(config, 4, seed=2), shaded(config, 4, seed=3)
+    place = slice(size // 8, 3 * size // 8)
+    odd[..., place, place] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    fit(detector, shaded(config, 8, seed=1), validation=None, seed=0, threads=1)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        scores = detector.score(torch.cat([normal, odd]))
+    assert scores.image[4:].min() > scores.image[:4].max()
+    if scores.pixel is not None:
+        inside = scores.pixel[4:, place, place].mean((1, 2))
+        assert (inside > 2 * scores.pixel[4:].mean((1, 2))).all()
+        assert (inside > 2 * scores.pixel[:4, place, place].mean((1, 2))).all()
 
 
 def test_autoencoder_is_the_papers() -> None:
@@ -113,15 +184,36 @@ def test_autoencoder_is_the_papers() -> None:
     assert [layer.out_channels for layer in convolutions] == [32, 64, 128, 256]
     assert {layer.stride for layer in convolutions} == {(2, 2)}
     assert network.encoder(torch.rand(2, 3, 128, 128)).shape == (2, 64)
+    assert [type(layer) for layer in network.encoder[1:8:2]] == [torch.nn.ReLU] * 4
     optimizer = network.build_optimizer()
+    assert type(optimizer) is torch.optim.Adam
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (1e-3, 1e-5)
     assert (network.epochs, network.training_batch_size) == (200, 8)
+
+
+@pytest.mark.parametrize(("C0", "d"), list(product((16, 32), (16, 32, 64))))
+def test_every_network_of_the_papers_grid_is_a_mirror_with_so_many_latents(C0: int, d: int) -> None:
+    network = Autoencoder(AutoencoderConfig(C0=C0, d=d))
+    down = [layer for layer in network.encoder if isinstance(layer, torch.nn.Conv2d)]
+    up = [layer for layer in network.decoder if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert [layer.out_channels for layer in down] == [C0, 2 * C0, 4 * C0, 8 * C0]
+    assert [(layer.in_channels, layer.out_channels) for layer in up] == [(layer.out_channels, layer.in_channels) for layer in down[::-1]]
+    assert network.encoder[-1].weight.shape == (d, 8 * C0 * 8 * 8)
+    assert network.decoder[0].weight.shape == (8 * C0 * 8 * 8, d)
+    with torch.inference_mode():
+        restored = network.decoder(100 * torch.randn(1, d, generator=torch.Generator().manual_seed(0)))
+    assert restored.shape == (1, 3, 128, 128)
+    assert restored.min() >= 0  # a sigmoid at the end
+    assert restored.max() <= 1
 
 
 def test_autoencoder_loss_is_the_mean_of_its_scores() -> None:
     config = AutoencoderConfig(C0=4, d=8, input_size_px=64)
     network, images = Autoencoder(config), images_of(config)
-    torch.testing.assert_close(network.loss(images), network.score(images).image.mean())
+    scores = network.score(images)
+    torch.testing.assert_close(network.loss(images), scores.image.mean())
+    torch.testing.assert_close(scores.pixel, (network.reconstruct(images) - images).square().mean(1))
+    torch.testing.assert_close(scores.image, (network.reconstruct(images) - images).square().mean((1, 2, 3)))
 
 
 def test_coreset_is_the_obvious_greedy_one() -> None:

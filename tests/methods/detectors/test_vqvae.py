@@ -64,9 +64,11 @@ class SlowTwin:
             self.e[i] = self.m[i] / smoothed
 
 
-def test_the_codebook_follows_as_its_slow_twin_does() -> None:
-    fast = quantizer().train()
-    slow = SlowTwin(fast.codes, decay=0.9, epsilon=1e-5)
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_the_codebook_follows_as_its_slow_twin_does(epsilon: float) -> None:
+    torch.manual_seed(0)
+    fast = VectorQuantizer(codes=6, dims=3, decay=0.9, restart_below=0.0, epsilon=epsilon).train()
+    slow = SlowTwin(fast.codes, decay=0.9, epsilon=epsilon)
     for step in range(6):
         z = draw(2, 3, 4, 5, seed=step) + 0.3 * step
         assert fast.nearest(z).flatten().tolist() == slow.nearest(vectors(z))
