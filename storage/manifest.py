@@ -1,7 +1,8 @@
 """The manifest: a Parquet table in which one row is one sample, and the row's number its index in every score array."""
 
 import hashlib
-import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
@@ -67,6 +68,11 @@ _SCHEMA = pa.DataFrameSchema(
 )
 COLUMNS = tuple(_SCHEMA.columns)
 TEXT_COLUMNS = tuple(name for name, column in _SCHEMA.columns.items() if str(column.dtype).startswith("str"))
+_ARROW_TYPES = {
+    name: arrow.large_string() if name in TEXT_COLUMNS else arrow.type_for_alias(str(column.dtype).lower())
+    for name, column in _SCHEMA.columns.items()
+}
+_READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
 
 def sample_id(sha256: str, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int, frame: str | None = None) -> str:
@@ -101,12 +107,78 @@ def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_manifest(uri: str, table: pd.DataFrame) -> str:
     """Validate and write; returns the digest (SHA-256 of the file), which names this manifest everywhere."""
-    rows = arrow.Table.from_pandas(validate_manifest(table), preserve_index=False)
+    content = _encode(validate_manifest(table))
+    filesystems.write_bytes(uri, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tuple[str, str]]:
+    """Validate a table once and write parts of it as manifests that are named by their content.
+
+    Args:
+        folder: where.
+        rows: (N,) a manifest.
+        **parts: by the name that the file's begins with, the rows that it holds: (N,) bool, or slice(None) for all.
+
+    Returns:
+        URI and digest of each part.
+
+    Raises:
+        ManifestError: as `validate_manifest`.
+    """
+    valid = validate_manifest(rows)
+    written = {}
+    for name, part in parts.items():
+        content = _encode(valid[part])
+        digest = hashlib.sha256(content).hexdigest()
+        written[name] = filesystems.join(folder, f"{name}-{digest[:16]}.parquet"), digest
+        filesystems.write_bytes(written[name][0], content)
+    return written
+
+
+def read_parts(uris: Sequence[str], *, beside: Mapping[str, arrow.DataType]) -> pd.DataFrame:
+    """Tables over the manifest's columns, one after the other, in the manifest's types; not validated.
+
+    Columns that hold nothing are not read, and none is ever in memory twice.
+
+    Args:
+        uris: of the tables.
+        beside: columns that the tables have beside the manifest's, and their types.
+    """
+    types = {**_ARROW_TYPES, **beside}
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        joined = arrow.concat_tables(pool.map(_read_filled, uris), promote_options="permissive")
+    columns = {}
+    for name, kind in types.items():
+        if name in joined.column_names:
+            place = joined.column_names.index(name)
+            column, joined = joined.column(place), joined.remove_column(place)
+            columns[name] = arrow.chunked_array([column.cast(kind).combine_chunks()], kind)
+            del column
+        else:
+            columns[name] = arrow.chunked_array([arrow.nulls(len(joined), kind)])
+    return _to_pandas(arrow.table(columns))
+
+
+def _read_filled(uri: str) -> arrow.Table:
+    """The columns that hold something; those that do not may be of any type."""
+    file = parquet.ParquetFile(arrow.BufferReader(filesystems.read_bytes(uri)))
+    typed = [field.name for field in file.schema_arrow if not arrow.types.is_null(field.type)]
+    table = file.read(columns=typed, use_threads=False).replace_schema_metadata()
+    return table.select([name for name in typed if table[name].null_count < len(table)])
+
+
+def _encode(valid: pd.DataFrame) -> bytes:
+    rows = arrow.Table.from_pandas(valid, preserve_index=False)
     rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
-    buffer = io.BytesIO()
-    parquet.write_table(rows, buffer, compression="zstd")
-    filesystems.write_bytes(uri, buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(rows, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _to_pandas(rows: arrow.Table) -> pd.DataFrame:
+    types = {arrow.large_string(): pd.StringDtype("pyarrow"), arrow.int8(): pd.Int8Dtype()}
+    return rows.to_pandas(types_mapper=types.get, split_blocks=True, self_destruct=True)
 
 
 def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:

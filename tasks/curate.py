@@ -10,7 +10,7 @@ import pandas as pd
 from methods.curation.splits import SplitConfig
 from storage import filesystems
 from storage.datasets.source import SourceError
-from storage.manifest import COLUMNS, TEXT_COLUMNS, read_manifest, write_manifest
+from storage.manifest import COLUMNS, read_manifest, read_parts, write_named
 from storage.slides import is_slide
 from tasks.caching import cached_task
 from tasks.curation import CurationConfig, TilingConfig
@@ -26,8 +26,6 @@ from tasks.survey import read_batch
 from tasks.transforms import stain_target
 
 logger = logging.getLogger(__name__)
-
-_ROWS_A_PIECE = 10_000
 
 
 class TooManyFailuresError(RuntimeError):
@@ -95,8 +93,7 @@ def assemble_manifest(
         TooManyFailuresError: more than `failed_share_max` of the pictures cannot be used.
         SourceError: nothing usable, a subject without an id, contradictory labels where they are an error, or a group in two splits.
     """
-    rows = pd.concat([filesystems.read_table(table["uri"]) for table in tables], ignore_index=True)
-    rows = rows.astype(dict.fromkeys((*TEXT_COLUMNS, "phash_turns"), "string") | {"label": "Int8"})  # a table of nulls alone has no types
+    rows = read_parts([table["uri"] for table in tables], beside=SEARCH_COLUMNS)
     unusable = rows["excluded"].dropna()
     failed = unusable[unusable.str.startswith("unusable")].tolist()
     check_failures(failed=failed, total=sum(table["items"] for table in tables), failed_share_max=failed_share_max, what="pictures")
@@ -108,9 +105,9 @@ def assemble_manifest(
     previous = read_manifest(previous_manifest, digest=previous_digest) if previous_manifest is not None else None
     rows = assign_splits(rows, config=split, previous=previous)
     # each named by its own content: a change in the test split alone leaves the development manifest, and so the models, as they are
-    development = rows[rows["excluded"].isna() & rows["split"].isin(["train", "validation"])]
-    uri, digest = _write_by_content(rows, filesystems.join(store, "manifests"), "manifest")
-    development_uri, development_digest = _write_by_content(development, filesystems.join(store, "manifests"), "development")
+    development = (rows["excluded"].isna() & rows["split"].isin(["train", "validation"])).to_numpy(bool)
+    written = write_named(filesystems.join(store, "manifests"), rows, manifest=slice(None), development=development)
+    (uri, digest), (development_uri, development_digest) = written["manifest"], written["development"]
     return ManifestReference(uri=uri, digest=digest, rows=len(rows), development_uri=development_uri, development_digest=development_digest)
 
 
@@ -164,11 +161,3 @@ def _write_preview(preview: bytes, store: str) -> str:
     uri = filesystems.join(store, "previews", f"{hashlib.sha256(preview).hexdigest()[:32]}.jpg")
     filesystems.write_bytes(uri, preview)
     return uri
-
-
-def _write_by_content(rows: pd.DataFrame, folder: str, name: str) -> tuple[str, str]:
-    content = hashlib.sha256()
-    for start in range(0, max(len(rows), 1), _ROWS_A_PIECE):  # the text of a large archive never lies in memory whole
-        content.update(rows[start : start + _ROWS_A_PIECE].to_csv(index=False, header=start == 0).encode())
-    uri = filesystems.join(folder, f"{name}-{content.hexdigest()[:16]}.parquet")
-    return uri, write_manifest(uri, rows)

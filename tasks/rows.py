@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 
 from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
 from storage.datasets.source import SourceError
@@ -24,7 +25,7 @@ class Box:
     level: int = 0
 
 
-SEARCH_COLUMNS = ("phash_turns", "features")  # of the tables, not of the manifest
+SEARCH_COLUMNS = {"phash_turns": arrow.large_string(), "features": arrow.binary()}  # of the tables, not of the manifest
 NOWHERE = Box(0, 0, 0, 0)  # of a picture that was not read
 
 
