@@ -118,6 +118,25 @@ def evaluate(config: ConfigPath, port: Port = None) -> None:
         _announce(flow(loaded, manifest, models, stores), ui_url, painted=loaded.shown_notice is not None)
 
 
+@app.command()
+def benchmark(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="classes, seeds and the run's file; see deploy/configs/benchmarks")],
+    port: Port = None,
+) -> None:
+    """Compare detectors on a one-class data set: every class in turn is normal, with every seed; ends with one table.
+
+    Every training is a step of its own: what an interrupted benchmark has done is not done again.
+    """
+    with _command(port):
+        from flows.benchmark import benchmark as flow
+        from flows.benchmark import load_benchmark
+        from storage import filesystems
+
+        table = flow(*load_benchmark(config))
+        typer.echo(filesystems.read_bytes(table["markdown_uri"]).decode())
+        typer.echo(f"table: {table['json_uri']} (.csv, .md)")
+
+
 @app.command(name="check-splits")
 def check_splits(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],

@@ -26,6 +26,7 @@ HELP = {
     "train": ["model bundle", "CONFIG.yaml"],
     "score": ["score store", "CONFIG.yaml"],
     "evaluate": ["metrics and the report", "cache", "CONFIG.yaml"],
+    "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
     "check-splits": ["subject, lesion, slide, duplicate or group", "exit with 1", "Parquet or CSV", "s3://", "--across-datasets"],
     "ui": ["Prefect", "--stop", "history"],
     "doctor": ["versions, GPU, store, server, disk", "Exits with 1"],

@@ -1,0 +1,208 @@
+"""One-class benchmarks: which experiments there are, what of each is scored, and one table over all of them."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
+from methods.detectors.registry import NAMES
+from methods.evaluation.bootstrap import BootstrapConfig
+from methods.evaluation.histograms import SubjectCounts, count_scores
+from methods.evaluation.metrics import average_precision, roc_auc
+from methods.evaluation.repeats import Summary, Weights, draw_weights, replicate, summarise
+from storage import filesystems
+from storage.manifest import read_manifest, write_manifest
+from storage.scores import open_store
+from tasks.caching import cached_task, digest_of
+from tasks.progress import show_progress
+from tasks.references import ManifestReference, StoreReference
+
+_METRICS = {"AUROC": roc_auc, "average precision": average_precision}
+
+
+class BenchmarkPlan(BaseModel):
+    """Every class in turn is normal, with every seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(description="file with the run's configuration, of which class and seed are replaced; relative to this one")
+    classes: dict[str, tuple[int | str | tuple[int, ...], ...]] = Field(
+        description="the source's key that says what is normal, and the values it takes: `normal_digit: [0, 1, 2]`"
+    )
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1, description="each draws the split and the training anew")
+    bootstrap: BootstrapConfig = BootstrapConfig()
+
+    @field_validator("classes")
+    @classmethod
+    def _one_key(cls, classes: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        if len(classes) != 1 or not all(classes.values()):
+            raise ValueError(f"expected one key of the source with one value or more, got {list(classes)}")
+        return classes
+
+
+class Experiment(TypedDict):
+    """One class with one seed: the tested samples and the scores of each detector, in the order of the configuration."""
+
+    normal: str
+    seed: int
+    tested: ManifestReference
+    stores: list[StoreReference]
+
+
+class BenchmarkReference(TypedDict):
+    """The table, and the same as files for people and programs."""
+
+    json_uri: str
+    csv_uri: str
+    markdown_uri: str
+
+
+def keep_test(manifest: ManifestReference, *, store: str) -> ManifestReference:
+    """The manifest's test split as a manifest of its own: a benchmark scores nothing else."""
+    rows = read_manifest(manifest["uri"], digest=manifest["digest"])
+    rows = rows[(rows["split"] == "test") & rows["excluded"].isna() & rows["label"].notna()]
+    uri = filesystems.join(store, "manifests", f"test-of-{manifest['digest'][:16]}.parquet")
+    return ManifestReference(**{**manifest, "uri": uri, "digest": write_manifest(uri, rows), "rows": len(rows)})
+
+
+@cached_task(
+    name="write benchmark",
+    run_name="write benchmark {name}",
+    outputs_exist=lambda reference: all(filesystems.exists(uri) for uri in reference.values()),
+)
+def write_benchmark(name: str, experiments: list[Experiment], *, bootstrap: BootstrapConfig, store: str) -> BenchmarkReference:
+    """Mean, interval and deviation of every detector's image metrics over all experiments, as JSON, CSV and Markdown.
+
+    Args:
+        name: of the benchmark.
+        experiments: every class with every seed.
+        bootstrap: of the intervals.
+        store: where the files go.
+
+    Raises:
+        UndefinedMetricError: an experiment tests one class alone, or a class has a single subject.
+    """
+    seeds = sorted({experiment["seed"] for experiment in experiments})
+    classes = list(dict.fromkeys(experiment["normal"] for experiment in experiments))
+    at = {(experiment["seed"], experiment["normal"]): experiment for experiment in experiments}
+    tables = {key: read_manifest(found["tested"]["uri"], digest=found["tested"]["digest"]) for key, found in at.items()}
+    rng = np.random.default_rng(bootstrap.seed)
+    weights = draw_weights(_strata(tables), seeds=len(seeds), replicates=bootstrap.replicates, rng=rng)
+    labels = _label(experiments[0]["stores"])
+    rows = []
+    with show_progress("summarise the benchmark", len(labels) * len(experiments)) as bar:
+        for position, (kind, label) in enumerate(labels):
+            counts = {key: _count(tables[key], found["stores"][position]) for key, found in at.items()}
+            row: dict[str, Any] = {"detector": label, "kind": kind, "metrics": {}}
+            for metric, statistic in _METRICS.items():
+                values = [[replicate(counts[seed, each], statistic, weights) for each in classes] for seed in seeds]
+                found = summarise(np.moveaxis(np.array(values), -1, 0), weights, level=bootstrap.level)
+                row["metrics"][metric] = _as_row(found, classes)
+            rows.append(row)
+            bar.advance(len(experiments))
+    result = {
+        "name": name,
+        "classes": classes,
+        "seeds": seeds,
+        "tested": _describe(tables),
+        "interval": _explain(bootstrap, weights, seeds),
+        "detectors": rows,
+    }
+    return _write(result, store)
+
+
+def flatten(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a detector and metric: for the CSV and the UI."""
+    return [
+        {"detector": row["detector"], "metric": metric, **{key: value for key, value in found.items() if key != "by_class"}}
+        | {f"normal: {name}": value for name, value in found["by_class"].items()}
+        for row in result["detectors"]
+        for metric, found in row["metrics"].items()
+    ]
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """The same for people: means with intervals, then AUROC by class."""
+    level = f"{result['interval']['level']:.0%} interval"
+    lines = [f"| | AUROC | {level} | SD over seeds | average precision | {level} |", "|---|---|---|---|---|---|"]
+    for row in result["detectors"]:
+        auroc, precision = row["metrics"]["AUROC"], row["metrics"]["average precision"]
+        deviation = "–" if auroc["sd_over_seeds"] is None else f"{auroc['sd_over_seeds']:.3f}"
+        lines.append(
+            f"| {row['detector']} | {auroc['mean']:.3f} | {auroc['low']:.3f} to {auroc['high']:.3f} | {deviation} "
+            f"| {precision['mean']:.3f} | {precision['low']:.3f} to {precision['high']:.3f} |"
+        )
+    lines += ["", "AUROC by normal class:", "", f"| | {' | '.join(result['classes'])} |", "|---" * (1 + len(result["classes"])) + "|"]
+    for row in result["detectors"]:
+        by_class = row["metrics"]["AUROC"]["by_class"].values()
+        lines.append(f"| {row['detector']} | {' | '.join(f'{value:.3f}' for value in by_class)} |")
+    return "\n".join([*lines, "", result["interval"]["covers"], ""])
+
+
+def _strata(tables: dict[tuple[int, str], pd.DataFrame]) -> dict[str, str]:
+    """What each tested subject truly is: its finding, or the class that is normal where it is normal."""
+    strata: dict[str, str] = {}
+    for (_, normal), table in sorted(tables.items(), key=lambda item: item[0]):
+        strata |= dict(zip(table["subject_id"].astype(str), table["finding"].fillna(normal).astype(str), strict=True))
+    return dict(sorted(strata.items()))
+
+
+def _label(stores: list[StoreReference]) -> list[tuple[str, str]]:
+    """Kind and name of each detector; numbered where a kind comes several times."""
+    kinds = [store["kind"] for store in stores]
+    numbered = [f"{NAMES[kind]} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else NAMES[kind] for i, kind in enumerate(kinds)]
+    return list(zip(kinds, numbered, strict=True))
+
+
+def _count(table: pd.DataFrame, store: StoreReference) -> SubjectCounts:
+    scores = open_store(store["uri"], expected={"manifest_digest": store["manifest_digest"]}).image_scores()
+    return count_scores(scores, table["label"].to_numpy(int), table["subject_id"].to_numpy(str))
+
+
+def _as_row(found: Summary, classes: list[str]) -> dict[str, Any]:
+    return {
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "sd_over_seeds": found.deviation,
+        "by_class": dict(zip(classes, found.by_class, strict=True)),
+    }
+
+
+def _describe(tables: dict[tuple[int, str], pd.DataFrame]) -> list[dict[str, Any]]:
+    return [
+        {"seed": seed, "normal_class": normal, "normal": int((table["label"] == 0).sum()), "abnormal": int((table["label"] == 1).sum())}
+        for (seed, normal), table in tables.items()
+    ]
+
+
+def _explain(bootstrap: BootstrapConfig, weights: Weights, seeds: list[int]) -> dict[str, Any]:
+    over_seeds = (
+        f" and over the {len(seeds)} seeds, each of which draws split and training anew"
+        if len(seeds) > 1
+        else "; there is one seed, so that neither the draw of the split nor that of the training is covered"
+    )
+    return {
+        "level": bootstrap.level,
+        "replicates": bootstrap.replicates,
+        "covers": f"Intervals: {bootstrap.replicates} replicates over the {len(weights.subjects)} tested subjects, resampled within their "
+        f"true class with one weight in all experiments{over_seeds}. The classes are all there are and are not resampled.",
+    }
+
+
+def _write(result: dict[str, Any], store: str) -> BenchmarkReference:
+    folder = filesystems.join(store, "benchmarks", f"{result['name']}-{digest_of(result)[:12]}".replace(" ", "-"))
+    reference = BenchmarkReference(
+        json_uri=filesystems.join(folder, "benchmark.json"),
+        csv_uri=filesystems.join(folder, "benchmark.csv"),
+        markdown_uri=filesystems.join(folder, "benchmark.md"),
+    )
+    filesystems.write_json(reference["json_uri"], result)
+    buffer = io.StringIO()
+    pd.DataFrame(flatten(result)).to_csv(buffer, index=False)
+    filesystems.write_bytes(reference["csv_uri"], buffer.getvalue().encode())
+    filesystems.write_bytes(reference["markdown_uri"], as_markdown(result).encode())
+    return reference

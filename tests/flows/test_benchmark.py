@@ -1,0 +1,109 @@
+"""Two digits in turn normal, one seed, two cheap detectors: the table, what is cached, what is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from flows.benchmark import benchmark, configure, load_benchmark
+from flows.config import ConfigError
+from storage.manifest import read_manifest
+from tasks.caching import steps
+from tests.miniatures import write_svhn
+
+CONFIGS = sorted((Path(__file__).parents[2] / "deploy" / "configs" / "benchmarks").glob("*.yaml"))
+
+RUN = {
+    "name": "digits",
+    "store": "store",
+    "source": {"kind": "svhn", "path": "svhn", "normal_class": 0},
+    "curation": {"quality": {"checks": ["near-constant"]}, "duplicates": None},
+    "detectors": [
+        {"kind": "ae", "C0": 4, "d": 4, "input_size_px": 16, "epochs": 2},
+        {"kind": "ocsvm", "input_size_px": 32, "blocks": [2]},
+    ],
+    "training": {"threads": 1},
+    "execution": {"kind": "process"},
+}
+PLAN = {"run": "run.yaml", "classes": {"normal_class": [0, 1]}, "seeds": [0], "bootstrap": {"replicates": 40}}
+
+
+def write(folder: Path, *, plan: dict[str, object] | None = None, run: dict[str, object] | None = None) -> Path:
+    if not (folder / "svhn").exists():  # a .mat file tells its time
+        write_svhn(folder / "svhn", train=120, test=40)
+    (folder / "run.yaml").write_text(yaml.safe_dump(RUN | (run or {})))
+    (folder / "benchmark.yaml").write_text(yaml.safe_dump(PLAN | (plan or {})))
+    return folder / "benchmark.yaml"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_benchmark_ends_in_a_table_and_a_longer_one_does_only_what_is_new(tmp_path: Path) -> None:
+    before = steps.done.copy()
+    reference = benchmark(*load_benchmark(write(tmp_path)))
+    done = dict(steps.done - before)
+    assert (done["train"], done["score"], done["write benchmark"]) == (4, 4, 1)
+
+    result = json.loads(Path(reference["json_uri"]).read_text())
+    assert (result["classes"], result["seeds"]) == (["0", "1"], [0])
+    assert [(row["normal"], row["abnormal"]) for row in result["tested"]] == [(4, 36)] * 2
+    assert [row["kind"] for row in result["detectors"]] == ["ae", "ocsvm"]
+    for row in result["detectors"]:
+        found = row["metrics"]["AUROC"]
+        assert found["mean"] == pytest.approx(sum(found["by_class"].values()) / 2)
+        assert found["low"] <= found["mean"] <= found["high"]
+        assert found["sd_over_seeds"] is None
+    table = pd.read_csv(reference["csv_uri"])
+    assert table["metric"].tolist() == ["AUROC", "average precision"] * 2
+    assert "| Autoencoder |" in Path(reference["markdown_uri"]).read_text()
+
+    before = steps.done.copy()
+    longer = benchmark(*load_benchmark(write(tmp_path, plan={"seeds": [0, 1]})))
+    done = dict(steps.done - before)
+    # the first seed is not done again; a table follows each seed, the first of which is there
+    assert (done["train"], done["score"], done["write benchmark"]) == (4, 4, 1)
+    assert json.loads(Path(longer["json_uri"]).read_text())["detectors"][0]["metrics"]["AUROC"]["sd_over_seeds"] is not None
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_training_is_told_of_no_sample_that_is_tested(tmp_path: Path) -> None:
+    config, plan = load_benchmark(write(tmp_path, plan={"classes": {"normal_class": [0]}}))
+    benchmark(config, plan)
+    (tested,) = Path(config.store, "manifests").glob("test-of-*")
+    (development,) = Path(config.store, "manifests").glob("development-*")
+    assert set(read_manifest(str(tested))["split"]) == {"test"}
+    assert not set(read_manifest(str(tested))["sample_id"]) & set(read_manifest(str(development))["sample_id"])
+    cards = [json.loads(path.read_text()) for path in Path(config.store, "models").glob("*/card.json")]
+    assert {card["trained_on"]["manifest_digest"] for card in cards} == {hashlib.sha256(development.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"classes": {"normal_digit": [0]}}, "a benchmark has one source that has this key"),
+        ({"classes": {"normal_class": [11]}}, "less than or equal to 9"),
+        ({"classes": {"normal_class": [0], "path": ["a"]}}, "expected one key"),
+        ({"sedes": [0]}, "sedes"),
+        ({"run": "absent.yaml"}, "absent.yaml"),
+    ],
+)
+def test_what_is_no_benchmark_is_refused_by_the_key(tmp_path: Path, plan: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_benchmark(write(tmp_path, plan=plan))
+
+
+def test_class_and_seed_replace_those_of_the_run(tmp_path: Path) -> None:
+    config, _ = load_benchmark(write(tmp_path))
+    one = configure(config, key="normal_class", normal=7, seed=5)
+    assert one.source[0].normal_class == 7  # type: ignore[union-attr]
+    assert (one.split.seed, one.training.seed) == (5, 5)
+    assert one.store == config.store
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if not path.stem.endswith("-run")], ids=lambda path: path.name)
+def test_every_benchmark_that_is_shipped_can_be_loaded(path: Path) -> None:
+    config, plan = load_benchmark(path)
+    assert config.detectors
+    assert plan.seeds
