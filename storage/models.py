@@ -52,17 +52,14 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
     """Read a bundle and verify every file against its checksum.
 
     Raises:
-        BundleError: incomplete, changed, another one than `digest` names, or not safetensors.
+        BundleError: incomplete, changed, another one than `digest` names, or not safetensors and JSON.
     """
     for name in (_CHECKSUMS, *_FILES):
         _require(uri, name)
     checksums = filesystems.read_bytes(filesystems.join(uri, _CHECKSUMS))
     if digest is not None and (found := hashlib.sha256(checksums).hexdigest()) != digest:
         raise BundleError(f"{uri} is another model: expected digest {digest[:12]}, found {found[:12]}")
-    try:
-        expected = dict(json.loads(checksums))
-    except (ValueError, TypeError):
-        raise BundleError(f"{_CHECKSUMS} of the model bundle {uri} was changed after it was written") from None
+    expected = _decode(uri, _CHECKSUMS, checksums)
     contents = {}
     for name in dict.fromkeys((*_FILES, *expected)):
         _require(uri, name)
@@ -71,10 +68,11 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
             raise BundleError(f"{name} of the model bundle {uri} was changed after it was written")
     try:
         tensors = load_tensors(contents["model.safetensors"])
-    except SafetensorError as error:
-        raise BundleError(f"model.safetensors of {uri} is not a safetensors file: {error}") from None
+    except (SafetensorError, KeyError) as error:  # the latter for types that NumPy lacks, as bfloat16
+        raise BundleError(f"model.safetensors of {uri} is not a safetensors file of NumPy's types: {error}") from None
     pictures = {name.removesuffix(".png"): content for name, content in contents.items() if name.endswith(".png")}
-    return Bundle(tensors=tensors, config=json.loads(contents["config.json"]), card=json.loads(contents["card.json"]), pictures=pictures)
+    config, card = (_decode(uri, name, contents[name]) for name in ("config.json", "card.json"))
+    return Bundle(tensors=tensors, config=config, card=card, pictures=pictures)
 
 
 def bundle_digest(uri: str) -> str:
@@ -86,13 +84,23 @@ def bundle_is_complete(uri: str) -> bool:
     """Whether all files of a bundle are there (contents are verified when it is read)."""
     if not filesystems.exists(filesystems.join(uri, _CHECKSUMS)):
         return False
-    names = {*_FILES, *filesystems.read_json(filesystems.join(uri, _CHECKSUMS))}
+    try:
+        names = {*_FILES, *_decode(uri, _CHECKSUMS, filesystems.read_bytes(filesystems.join(uri, _CHECKSUMS)))}
+    except BundleError:
+        return False
     return all(filesystems.exists(filesystems.join(uri, name)) for name in names)
 
 
 def _require(uri: str, name: str) -> None:
     if not filesystems.exists(filesystems.join(uri, name)):
         raise BundleError(f"no complete model bundle at {uri}: {name} is missing; train again or give another folder")
+
+
+def _decode(uri: str, name: str, content: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
+        raise BundleError(f"{name} of the model bundle {uri} is not a JSON object") from None
 
 
 def _encode(value: Any) -> bytes:

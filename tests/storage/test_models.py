@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from storage.models import Bundle, BundleError, bundle_digest, bundle_is_complete, read_bundle, write_bundle
 
@@ -50,14 +52,19 @@ def test_equal_bundles_have_equal_digests_and_other_tensors_another(bundle: Bund
     assert one == two != three
 
 
-@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("name", FILES)
 def test_a_bundle_with_one_changed_byte_is_refused_naming_the_file(bundle: Bundle, tmp_path: Path, name: str) -> None:
     write_bundle(str(tmp_path), bundle)
-    content = bytearray((tmp_path / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(BundleError, match=name):
-        read_bundle(str(tmp_path))
+    content = (tmp_path / name).read_bytes()
+    for position in range(0, len(content), 1 + len(content) // 50):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        (tmp_path / name).write_bytes(changed)
+        # checksums that were changed are no JSON, or disagree with a file, or name one that is not there
+        with pytest.raises(
+            BundleError, match=r"is not a JSON object|was changed|is missing" if name == FILES[3] else f"{name} .* was changed"
+        ):
+            read_bundle(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -107,11 +114,24 @@ def test_a_pickle_that_is_named_safetensors_is_refused_and_never_run(bundle: Bun
     assert not (tmp_path / "harmful").exists()
 
 
-def test_checksums_that_are_no_json_are_refused_by_name(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("content", [b"", b"{", b"3", b"[1]", b"\xff"])
+def test_what_is_no_json_object_is_refused_by_name(bundle: Bundle, tmp_path: Path, name: str, content: bytes) -> None:
     write_bundle(str(tmp_path), bundle)
-    (tmp_path / "checksums.json").write_bytes(b"{")
-    with pytest.raises(BundleError, match=r"checksums\.json"):
+    _overwrite(tmp_path, name, content) if name != "checksums.json" else (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} of the model bundle .* is not a JSON object"):
         read_bundle(str(tmp_path))
+    assert bundle_is_complete(str(tmp_path)) == (name != "checksums.json")
+
+
+def test_a_safetensors_file_that_is_cut_short_or_of_types_that_numpy_lacks_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    write_bundle(str(tmp_path), bundle)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    halves = safetensors.torch.save({"w": torch.ones(2, dtype=torch.bfloat16)})
+    for other in (*(content[:length] for length in (0, 7, 100, len(content) - 1)), content + b"\0", halves):
+        _overwrite(tmp_path, "model.safetensors", other)
+        with pytest.raises(BundleError, match="not a safetensors file"):
+            read_bundle(str(tmp_path))
 
 
 def test_another_bundle_than_the_digest_names_is_refused(bundle: Bundle, tmp_path: Path) -> None:

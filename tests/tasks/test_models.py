@@ -1,7 +1,5 @@
 """From a bundle to a detector: the one that was trained, or an error that says what is wrong with the bundle."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig, build_detector
 from methods.detectors.vae import VAEConfig
-from storage.models import Bundle, BundleError, bundle_digest, write_bundle
+from storage.models import Bundle, BundleError, write_bundle
 from tasks.models import detector_config, load_detector
 from tasks.references import ModelReference
 
@@ -78,7 +76,7 @@ def test_a_memory_of_other_features_is_refused_whatever_its_length(tmp_path: Pat
         load_detector(model)
 
 
-@pytest.mark.parametrize("config", [{"kind": "tarot"}, {"C0": 2}, {"kind": "ae", "width": 2}, {"kind": "ae", "C0": 0}, []])
+@pytest.mark.parametrize("config", [{"kind": "tarot"}, {"C0": 2}, {"kind": "ae", "width": 2}, {"kind": "ae", "C0": 0}, {}])
 def test_a_configuration_of_no_known_detector_is_refused(tmp_path: Path, config: dict) -> None:
     digest = write_bundle(str(tmp_path), Bundle(tensors=tensors_of(AE), config=config, card={}))
     model = ModelReference(uri=str(tmp_path), digest=digest, kind="ae")
@@ -99,16 +97,3 @@ def test_one_changed_byte_in_any_file_is_refused(tmp_path: Path, name: str) -> N
             load_detector(model)
     (tmp_path / name).write_bytes(content)
     load_detector(model)
-
-
-def test_a_safetensors_file_cut_short_is_refused_even_with_its_checksum(tmp_path: Path) -> None:
-    write(tmp_path, AE, tensors_of(AE))
-    content = (tmp_path / "model.safetensors").read_bytes()
-    for length in (0, 7, 100, len(content) // 2, len(content) - 1):
-        cut = content[:length]
-        (tmp_path / "model.safetensors").write_bytes(cut)
-        checksums = json.loads((tmp_path / "checksums.json").read_bytes())
-        (tmp_path / "checksums.json").write_text(json.dumps({**checksums, "model.safetensors": hashlib.sha256(cut).hexdigest()}))
-        model = ModelReference(uri=str(tmp_path), digest=bundle_digest(str(tmp_path)), kind="ae")
-        with pytest.raises(BundleError, match="not a safetensors file"):
-            load_detector(model)
