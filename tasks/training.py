@@ -36,6 +36,11 @@ class TrainingConfig(BaseModel):
     selection_samples: int | None = Field(
         default=None, ge=2, description="most validation samples, half of each class, on which epochs are compared; null: all"
     )
+    selection: Literal["auroc", "loss"] | None = Field(
+        default=None,
+        description="by which the epoch is chosen on validation: highest image AUROC, or lowest loss of normal images; null: as the "
+        "detector's paper does",
+    )
     patience: int | None = Field(default=None, ge=1, description="epochs without a better one after which training stops; null: never")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(default="32-true", description="mixed ones halve memory on GPUs")
     threads: int | None = Field(default=None, ge=1, description="computing threads of all processes together; one a core when not given")
@@ -105,6 +110,7 @@ def fit_rows(
             checkpoints=job.checkpoints,
             patience=training.patience,
             precision=training.precision,
+            selection=training.selection,
             checkpoint_every_s=training.checkpoint_every_s,
             rank=rank,
             on_step=on_step,

@@ -59,7 +59,7 @@ def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) ->
     if report.curve:
         curve = figures.LearningCurve.of(report.curve, best_epoch=report.best_epoch)
         svg = figures.draw_learning({name: curve}, prefix="learning")
-        parts.append(f"![loss and validation AUROC by epoch]({figures.as_uri(svg.encode(), 'SVG+XML')})")
+        parts.append(f"![loss and what was measured on validation by epoch]({figures.as_uri(svg.encode(), 'SVG+XML')})")
     for picture in pictures.values():
         parts += [
             "Drawn validation samples: the image, its reconstruction where the detector makes one, the anomaly map.",
@@ -70,11 +70,11 @@ def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) ->
 
 
 def _tabulate(report: "FitReport") -> str:
-    lines = ["| epoch | training loss | validation AUROC |", "|---|---|---|"]
+    names = [name for name in ("loss", "validation_loss", "validation_auroc") if all(name in entry for entry in report.curve)]
+    lines = [f"| epoch | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (1 + len(names)) + "|"]
     for entry in report.curve:
-        auroc = f"{entry['validation_auroc']:.4f}" if "validation_auroc" in entry else "–"
         kept = " (kept)" if int(entry["epoch"]) == report.best_epoch else ""
-        lines.append(f"| {int(entry['epoch'])}{kept} | {entry['loss']:.6g} | {auroc} |")
+        lines.append(f"| {int(entry['epoch'])}{kept} | {' | '.join(f'{entry[name]:.5g}' for name in names)} |")
     return "\n".join(lines)
 
 

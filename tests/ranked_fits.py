@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores
+from methods.detectors.interface import Scores, SelectionRule
 from methods.training.fit import TrainingError, Validation, fit
 from methods.training.ranks import Rank
 
@@ -19,6 +19,7 @@ SIZE_PX = 8
 class Normalised(nn.Module):
     """Reconstructs through batch normalisation."""
 
+    selected_by: SelectionRule = "auroc"
     input_size_px, batch_size, training_batch_size, epochs = SIZE_PX, 3, 4, 3
 
     def __init__(self) -> None:

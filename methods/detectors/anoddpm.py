@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import CHANNELS, Scores, check_images
+from methods.detectors.interface import CHANNELS, Scores, SelectionRule, check_images
 from methods.detectors.networks.score_unet import ScoreUNet, ScoreUNetConfig
 
 _SKEW = (math.sqrt(3) - 1) / 2  # takes the triangular grid to a square one
@@ -159,6 +159,8 @@ def simplex_noise(
 
 class AnoDDPM(nn.Module):
     """Noises an image in part and makes a normal one of it again; what does not come back is anomalous."""
+
+    selected_by: SelectionRule = "loss"
 
     alpha_bar: Tensor
 

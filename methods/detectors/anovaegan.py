@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores, check_images
+from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.modes import evaluation_mode, frozen
 from methods.detectors.networks.unified import UnifiedCritic, UnifiedDecoder, UnifiedEncoder
 from methods.detectors.vae import gaussian_kl, half_squared_error, reparameterise
@@ -75,6 +75,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
 
 class AnoVAEGAN(nn.Module):
     """Learns reconstructions that look like normal images; what is not reconstructed is anomalous."""
+
+    selected_by: SelectionRule = "loss"
 
     def __init__(self, config: AnoVAEGANConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores, check_images
+from methods.detectors.interface import Scores, SelectionRule, check_images
 
 
 class AutoencoderConfig(BaseModel):
@@ -37,6 +37,8 @@ class AutoencoderConfig(BaseModel):
 
 class Autoencoder(nn.Module):
     """Reconstructs what it has learnt; what it cannot reconstruct is anomalous."""
+
+    selected_by: SelectionRule = "auroc"
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

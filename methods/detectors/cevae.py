@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores, check_images
+from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.modes import evaluation_mode
 from methods.detectors.networks.smoothing import smooth
 from methods.detectors.networks.unified import UnifiedDecoder, UnifiedEncoder
@@ -104,6 +104,8 @@ def cut_patches(images: Tensor, *, size_px: int, min_patches: int, max_patches: 
 
 class ContextEncodingVAE(nn.Module):
     """Learns a distribution of normal images and to fill in what is missing; a place that both find unlikely is anomalous."""
+
+    selected_by: SelectionRule = "loss"
 
     def __init__(self, config: ContextEncodingVAEConfig) -> None:
         super().__init__()

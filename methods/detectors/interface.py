@@ -1,12 +1,14 @@
 """What every detector is: trained in the training room, then a function from images to scores."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 CHANNELS = 3
+
+SelectionRule = Literal["auroc", "loss"]  # highest image AUROC of both classes, lowest loss of normal images
 
 
 class Scores(NamedTuple):
@@ -48,8 +50,13 @@ class Detector(Protocol):
 
 @runtime_checkable
 class LearnsByGradient(Detector, Protocol):
-    """A detector whose weights follow a loss; the training room drives it with Lightning."""
+    """A detector whose weights follow a loss; the training room drives it with Lightning.
 
+    Attributes:
+        selected_by: by what its paper chooses the epoch on validation.
+    """
+
+    selected_by: SelectionRule
     epochs: int
     training_batch_size: int
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import DetectorError, Scores, check_images
+from methods.detectors.interface import DetectorError, Scores, SelectionRule, check_images
 from methods.detectors.networks.score_unet import ScoreUNet, ScoreUNetConfig
 from methods.detectors.networks.smoothing import smooth
 
@@ -139,6 +139,8 @@ class Sano(nn.Module):
     Attributes:
         score_time: (1,) t at inference.
     """
+
+    selected_by: SelectionRule = "loss"
 
     tuned = "score_time"
     score_time: Tensor

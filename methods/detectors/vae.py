@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores, check_images
+from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.dcgan import DCGANDecoder, DCGANEncoder
 from methods.detectors.networks.modes import evaluation_mode
 
@@ -112,6 +112,8 @@ def six_scores(log_likelihood: Tensor, log_prior: Tensor, log_posterior: Tensor,
 
 class VAE(nn.Module):
     """Learns a distribution of normal images; what is unlikely under it is anomalous."""
+
+    selected_by: SelectionRule = "loss"
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

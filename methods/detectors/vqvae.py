@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import Scores, check_images
+from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.modes import evaluation_mode
 from methods.detectors.networks.vector_quantizer import VectorQuantizer
 
@@ -58,6 +58,8 @@ class VQVAEConfig(BaseModel):
 
 class VQVAE(nn.Module):
     """Rebuilds images from a vocabulary of normal parts; what it has no word for is anomalous."""
+
+    selected_by: SelectionRule = "loss"
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores
+from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores, SelectionRule
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
 from methods.training.batches import EpochSampler, SharedBatches, mix_seeds
@@ -57,6 +57,7 @@ def fit(
     checkpoints: str | None = None,
     patience: int | None = None,
     precision: Precision = "32-true",
+    selection: SelectionRule | None = None,
     checkpoint_every_s: float = 30.0,
     rank: Rank = ALONE,
     on_step: Callable[[int], None] = lambda count: None,
@@ -69,12 +70,14 @@ def fit(
     Args:
         detector: `LearnsByGradient` or `LearnsByMemory`.
         train: normal images (3, H, W) float32 in [0, 1] at the detector's size.
-        validation: by which the epoch is chosen (highest AUROC); without it, or with one class only, the lowest training loss decides.
+        validation: on which the epoch is chosen; without normal images in it the lowest training loss decides.
         seed: of the order of the images and everything drawn, anew each epoch: a training that is taken up again draws what it would have.
         threads: computing threads.
         checkpoints: a local folder where finished epochs are kept; what is in it already is taken up. None keeps nothing.
         patience: epochs without a better one after which to stop; None goes on to the last.
         precision: of Lightning: mixed ones halve memory on GPUs.
+        selection: "auroc", the highest image AUROC on validation, or "loss", the lowest loss on its normal images, which decides also
+            where validation lacks a class; None: as the detector's method has it.
         checkpoint_every_s: an epoch is kept when at least this time has passed since the last that was.
         rank: of this process; noise is drawn anew for each rank.
         on_step: called with the number of training images taken since the last call, by all ranks together; at first, in a training
@@ -89,7 +92,7 @@ def fit(
     torch.set_num_threads(threads)
     if isinstance(detector, LearnsByGradient):
         _check_ranks(detector, rank)
-        plan = _Plan(seed, checkpoints, checkpoint_every_s, patience, precision, rank)
+        plan = _Plan(seed, checkpoints, checkpoint_every_s, patience, precision, rank, selection)
         return _fit_by_gradient(detector, train, validation=validation, plan=plan, on_step=on_step)
     if isinstance(detector, LearnsByMemory):
         if rank.count > 1:
@@ -143,6 +146,7 @@ class _Plan:
     patience: int | None
     precision: Precision
     rank: Rank
+    selection: SelectionRule | None
 
 
 def _fit_by_gradient(
@@ -153,7 +157,7 @@ def _fit_by_gradient(
     untrained = copy.deepcopy(detector.state_dict())
     pieces = 1  # that a batch is computed in
     while True:
-        selection = _Selection(detector, validation, plan.patience, plan.rank)
+        selection = _Selection(detector, validation, plan.patience, plan.rank, rule=plan.selection or detector.selected_by, seed=plan.seed)
         module = _Lightning(detector, train, selection, on_step, plan=plan, pieces=pieces)
         try:
             started = time.monotonic()
@@ -239,27 +243,41 @@ class _SpacedCheckpoint(ModelCheckpoint):
 class _Selection:
     """Keeps the weights of the best epoch; all ranks measure together and choose the same."""
 
-    def __init__(self, detector: LearnsByGradient, validation: Validation | None, patience: int | None, rank: Rank) -> None:
-        two_classes = validation is not None and len(np.unique(validation.labels)) == 2
-        self._validation = validation if two_classes else None
-        self.rule = "highest image AUROC on validation" if two_classes else "lowest training loss (validation lacks a class)"
+    def __init__(
+        self, detector: LearnsByGradient, validation: Validation | None, patience: int | None, rank: Rank, *, rule: SelectionRule, seed: int
+    ) -> None:
         self._detector = detector
+        self._validation = validation
+        self._normal = np.flatnonzero(validation.labels == 0) if validation is not None else np.empty(0, int)
+        self._by_auroc = rule == "auroc" and validation is not None and len(np.unique(validation.labels)) == 2
+        self.rule = self._describe(rule)
         self._patience = patience
         self._rank = rank
+        self._seed = seed
         self._best = -math.inf
         self.best_epoch = 0
         self.best_state: dict[str, Tensor] = {}
         self.curve: list[dict[str, float]] = []
 
+    def _describe(self, rule: SelectionRule) -> str:
+        if self._by_auroc:
+            return "highest image AUROC on validation"
+        if not len(self._normal):
+            return "lowest training loss (no normal images in validation)"
+        return f"lowest loss on normal validation images{' (validation lacks a class)' if rule == 'auroc' else ''}"
+
     def end_epoch(self, epoch: int, loss: float) -> None:
         """Measure and, when it is the best so far, keep."""
         entry = {"epoch": float(epoch), "loss": loss}
-        if self._validation is not None:
+        quality = -loss
+        if self._validation is not None and self._by_auroc:
             scores = self._score(self._validation)
             counts = count_scores(scores, self._validation.labels, np.zeros(len(scores), int))
-            entry["validation_auroc"] = float(roc_auc(counts.normal.sum(0), counts.abnormal.sum(0)))
+            quality = entry["validation_auroc"] = float(roc_auc(counts.normal.sum(0), counts.abnormal.sum(0)))
+        elif self._validation is not None and len(self._normal):
+            entry["validation_loss"] = self._measure_loss(self._validation)
+            quality = -entry["validation_loss"]
         self.curve.append(entry)
-        quality = entry.get("validation_auroc", -loss)
         if quality > self._best:
             self._best, self.best_epoch = quality, epoch
             self.best_state = {name: copy.deepcopy(tensor) for name, tensor in self._detector.state_dict().items()}
@@ -272,6 +290,17 @@ class _Selection:
         if own:
             scores[: len(own)] = score_all(self._detector, Subset(validation.images, own)).image
         return gather(scores, _device_of(self._detector)).T.flatten()[:n].numpy()  # (ranks, n / ranks) to the images' order
+
+    def _measure_loss(self, validation: Validation) -> float:
+        """Mean loss of normal images, with the same noise after every epoch; each rank measures every `count`-th image."""
+        device, total = _device_of(self._detector), torch.zeros(2)  # sum of losses, images
+        own = self._normal[self._rank.index :: self._rank.count].tolist()
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(mix_seeds(self._seed, self._rank.index))
+            for batch in DataLoader(Subset(validation.images, own), batch_size=self._detector.training_batch_size) if own else ():
+                total += torch.tensor([float(self._detector.loss(batch.to(device))) * len(batch), len(batch)])
+        loss, images = gather(total, device).sum(0).tolist()
+        return float(loss / images)
 
     @property
     def is_out_of_patience(self) -> bool:

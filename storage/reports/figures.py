@@ -27,7 +27,8 @@ class LearningCurve:
     Attributes:
         epochs: 1, 2, …
         loss: mean training loss of the epoch.
-        validation_auroc: of the images of the validation split; None where it lacks a class.
+        validation_auroc: of the images of the validation split; None where it has no part in the choice.
+        validation_loss: of its normal images; None where that has none.
         best_epoch: the one whose weights were kept.
     """
 
@@ -35,16 +36,21 @@ class LearningCurve:
     loss: list[float]
     validation_auroc: list[float] | None
     best_epoch: int
+    validation_loss: list[float] | None = None
 
     @classmethod
     def of(cls, entries: list[dict[str, float]], *, best_epoch: int) -> "LearningCurve":
-        """From one entry an epoch: epoch, loss and, all or none, validation_auroc."""
-        aurocs = [entry["validation_auroc"] for entry in entries if "validation_auroc" in entry]
+        """From one entry an epoch: epoch, loss and, all or none, validation_auroc or validation_loss."""
+        measured = {
+            name: [entry[name] for entry in entries] if all(name in entry for entry in entries) else None
+            for name in ("validation_auroc", "validation_loss")
+        }
         return cls(
             epochs=[int(entry["epoch"]) for entry in entries],
             loss=[entry["loss"] for entry in entries],
-            validation_auroc=aurocs if len(aurocs) == len(entries) else None,
             best_epoch=best_epoch,
+            validation_auroc=measured["validation_auroc"],
+            validation_loss=measured["validation_loss"],
         )
 
 
@@ -180,7 +186,7 @@ def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, t
 
 
 def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
-    """Training loss and validation AUROC by epoch, one panel a detector, the epoch that was kept marked, as inline SVG."""
+    """Training loss and what was measured on validation by epoch, one panel a detector, the epoch that was kept marked, as inline SVG."""
     columns = min(2, len(learning))
     rows = math.ceil(len(learning) / columns)
     with matplotlib.rc_context(_STYLE):
@@ -191,6 +197,9 @@ def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
             panel.axvline(curve.best_epoch, color="#999999", lw=0.8, ls=(0, (2, 2)))
             panel.set(title=name, xlabel="Epoch (dashed: kept)", ylabel="Training loss, black")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if curve.validation_loss is not None:
+                panel.plot(curve.epochs, curve.validation_loss, color="#0072B2", lw=1.3, ls="--")
+                panel.set_ylabel("Loss: training, black; validation, blue")
             if curve.validation_auroc is not None:
                 right = panel.twinx()
                 right.plot(curve.epochs, curve.validation_auroc, color="#009E73", lw=1.3, ls="--")

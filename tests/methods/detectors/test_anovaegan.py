@@ -185,7 +185,7 @@ def test_the_training_room_trains_it_and_finds_what_was_never_seen() -> None:
     odd[..., 2:6, 2:6] = 1.0
     validation = Validation(images=_Pictures(torch.cat([normal[8:], odd])), labels=np.repeat([0, 1], 4))
     critic = {name: tensor.clone() for name, tensor in network.critic.state_dict().items()}
-    report = fit(network, _Pictures(normal[:8]), validation=validation, seed=0, threads=1)
+    report = fit(network, _Pictures(normal[:8]), validation=validation, seed=0, threads=1, selection="auroc")
     assert report.curve[-1]["validation_auroc"] == 1
     assert any(not torch.equal(tensor, critic[name]) for name, tensor in network.critic.state_dict().items())
     assert report.curve[-1]["loss"] < report.curve[0]["loss"]

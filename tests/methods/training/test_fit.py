@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,21 +31,25 @@ class _Images(Dataset[Tensor]):
 class _Clock(nn.Module):
     """Its only weight is the number of steps taken; what it scores and loses at each is prescribed.
 
-    The score is the image's value times a sign: +1 ranks abnormal images above normal ones, -1 below, 0 not at all.
+    The score is the image's value times a sign: +1 ranks abnormal images above normal ones, -1 below, 0 not at all. What it loses on
+    validation is a noisy multiple of the images' sum.
     """
 
+    selected_by = "auroc"
     input_size_px = 2
     batch_size = 3
     training_batch_size = 4
 
-    def __init__(self, *, signs: list[float], losses: list[float]) -> None:
+    def __init__(self, *, signs: list[float], losses: list[float], held_out: list[float] = ()) -> None:  # type: ignore[assignment]
         super().__init__()
+        self.held_out = [0.0, *(held_out or losses)]
         self.epochs = len(losses)
         self.steps = nn.Parameter(torch.zeros(()))
         self.signs, self.losses = [0.0, *signs], losses
 
     def loss(self, images: Tensor) -> Tensor:
-        assert self.training
+        if not self.training:
+            return self.held_out[int(self.steps)] * images.mean() * (1 + torch.rand(()))
         return self.losses[int(self.steps)] + 0 * self.steps - (self.steps - self.steps.detach())  # gradient -1: a step adds 1
 
     def score(self, images: Tensor) -> Scores:
@@ -79,12 +84,39 @@ def test_the_first_of_equally_good_epochs_is_kept() -> None:
     assert int(detector.steps) == 2
 
 
-@pytest.mark.parametrize("validation", [None, Validation(images=_Images([0.1, 0.2]), labels=np.array([0, 0]))])
-def test_without_two_classes_in_validation_the_lowest_training_loss_decides(validation: Validation | None) -> None:
+def test_a_method_that_selects_by_loss_keeps_the_epoch_with_the_lowest_on_normal_validation_images() -> None:
+    detector = _Clock(signs=[1, -1, -1, -1], losses=[4, 3, 2, 1], held_out=[4, 3, 3, 5])
+    detector.selected_by = "loss"
+    report = _fit(detector, validation=VALIDATION)
+    assert (report.best_epoch, int(detector.steps)) == (2, 2)
+    assert report.selected_by == "lowest loss on normal validation images"
+    found = [entry["validation_loss"] for entry in report.curve]
+    assert found == pytest.approx([found[0] * held_out / 4 for held_out in (4, 3, 3, 5)], rel=1e-6)  # the same noise after every epoch
+    assert 0.2 * 4 <= found[0] <= 0.4 * 4  # the mean of 0.1, 0.2 and 0.3, and up to twice that: abnormal images have no part in it
+    assert "validation_auroc" not in report.curve[0]
+
+
+def test_the_configuration_may_select_otherwise_than_the_method() -> None:
+    detector = _Clock(signs=[-1, 1, -1], losses=[3, 2, 1])
+    detector.selected_by = "loss"
+    images = _Images([0.0, 0.25, 0.5, 0.75])
+    report = fit(detector, images, validation=VALIDATION, seed=0, threads=1, selection="auroc")  # type: ignore[arg-type]
+    assert (report.best_epoch, report.selected_by) == (2, "highest image AUROC on validation")
+
+
+def test_without_abnormal_images_in_validation_the_lowest_loss_on_its_normal_ones_decides() -> None:
+    detector = _Clock(signs=[1] * 4, losses=[4, 3, 2, 1], held_out=[3, 1, 2, 4])
+    report = _fit(detector, validation=Validation(images=_Images([0.1, 0.2]), labels=np.array([0, 0])))
+    assert (report.best_epoch, int(detector.steps)) == (2, 2)
+    assert report.selected_by == "lowest loss on normal validation images (validation lacks a class)"
+
+
+@pytest.mark.parametrize("validation", [None, Validation(images=_Images([0.1, 0.2]), labels=np.array([1, 1]))])
+def test_without_normal_images_in_validation_the_lowest_training_loss_decides(validation: Validation | None) -> None:
     detector = _Clock(signs=[1] * 4, losses=[3, 1, 2, 4])
     report = _fit(detector, validation=validation)
     assert (report.best_epoch, int(detector.steps)) == (2, 2)
-    assert "lowest training loss" in report.selected_by
+    assert report.selected_by == "lowest training loss (no normal images in validation)"
     assert "validation_auroc" not in report.curve[0]
 
 
@@ -95,10 +127,10 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_batches() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_training_naming_epoch_and_batch(bad: float) -> None:
+def test_a_loss_that_is_no_number_stops_the_training_naming_epoch_batch_and_step(bad: float) -> None:
     detector = _Clock(signs=[1] * 4, losses=[1, 1, 1, bad])
     detector.epochs = 2
-    with pytest.raises(TrainingError, match=r"epoch 2, batch 1"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch 2, batch 1, step 3 of the training"):
         _fit(detector, count=8)
 
 
@@ -210,11 +242,33 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights_as_an_unbroken_o
     killed.dies_at = 8  # in the third of four epochs of three steps
     with pytest.raises(_KilledError):
         fit(killed, images, validation=validation, seed=5, threads=1, checkpoints=str(tmp_path), checkpoint_every_s=0)  # type: ignore[arg-type]
-    resumed = _noisy()
-    again = fit(resumed, images, validation=validation, seed=5, threads=1, checkpoints=str(tmp_path))  # type: ignore[arg-type]
+    resumed, steps = _noisy(), list[int]()
+    again = fit(resumed, images, validation=validation, seed=5, threads=1, checkpoints=str(tmp_path), on_step=steps.append)  # type: ignore[arg-type]
+    assert steps == [12, *[2] * 6]  # two epochs were done before
     assert resumed.taken == 6  # the last two epochs alone
     assert (again.curve, again.best_epoch) == (report.curve, report.best_epoch)
     assert all(torch.equal(resumed.state_dict()[name], tensor) for name, tensor in unbroken.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 5}, "other configuration"),
+        ({"C0": 4}, "other configuration"),
+        ({"seed": 6}, r"other seed \(5 there, 6 here\)"),
+        ({"count": 8}, r"other number of images \(6 there, 8 here\)"),
+        ({"detector": Autoencoder}, r"other detector \(_NoisyAutoencoder there, Autoencoder here\)"),
+    ],
+)
+def test_checkpoints_of_another_training_are_refused_saying_in_what_it_differs(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    def train(*, seed: int = 5, count: int = 6, detector: type[Autoencoder] = _NoisyAutoencoder, C0: int = 2, epochs: int = 1) -> None:
+        model = detector(AutoencoderConfig(C0=C0, d=2, input_size_px=16, epochs=epochs, training_batch_size=2))
+        images = _pictures(count)
+        fit(model, images, validation=None, seed=seed, threads=1, checkpoints=str(tmp_path), checkpoint_every_s=0)  # type: ignore[arg-type]
+
+    train()
+    with pytest.raises(TrainingError, match=said):
+        train(**change)
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_one() -> None:
@@ -255,6 +309,7 @@ def test_a_single_image_that_does_not_fit_is_an_error_that_says_so() -> None:
 
 
 class _Rivals(nn.Module):
+    selected_by = "loss"
     """Two weights, each of which counts the steps of its optimiser."""
 
     input_size_px, batch_size, training_batch_size, epochs, critic_steps = 2, 3, 2, 1, 3
