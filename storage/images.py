@@ -36,14 +36,14 @@ def read_image(file: PictureFile) -> NDArray[np.uint8]:
         OSError: The file itself could not be opened or read.
     """
     with _opened(file) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F" or upright.mode.startswith("I"):
-            grey = _scale_to_8_bit(np.asarray(upright))
+        ImageOps.exif_transpose(image, in_place=True)  # nothing is copied that is not turned
+        if image.mode == "F" or image.mode.startswith("I"):
+            grey = _scale_to_8_bit(np.asarray(image))
             return np.repeat(grey[..., None], 3, axis=2)
-        if upright.has_transparency_data:
-            picture = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.array(upright.convert("RGB"))
+        if image.has_transparency_data:
+            picture = image.convert("RGBA")
+            return np.array(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(file: PictureFile) -> NDArray[np.bool_]:
@@ -60,11 +60,11 @@ def read_mask(file: PictureFile) -> NDArray[np.bool_]:
         UnreadableImageError: As for `read_image`.
     """
     with _opened(file) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "1":
-            return np.array(upright)  # two values by its format: nothing to look for, which on a slide's mask takes a third of a second
-        single_channel = upright.mode in ("1", "L", "F") or upright.mode.startswith("I")
-        values = np.asarray(upright if single_channel else upright.convert("L"))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode == "1":
+            return np.array(image)  # two values by its format: nothing to look for, which on a slide's mask takes a third of a second
+        single_channel = image.mode in ("L", "F") or image.mode.startswith("I")
+        values = np.asarray(image if single_channel else image.convert("L"))
     distinct = np.unique(values)
     if len(distinct) > 2:
         listed = ", ".join(str(value) for value in distinct[:8]) + (", …" if len(distinct) > 8 else "")

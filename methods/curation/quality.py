@@ -10,7 +10,9 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import fft, ndimage
+from scipy import ndimage
+
+from methods.curation.hashing import compiled
 
 Check = Literal["small", "near-constant", "blurred", "underexposed", "overexposed", "screenshot", "ruler", "pen"]
 SkinTone = Literal["very light", "light", "intermediate", "tan", "brown", "dark"]
@@ -252,18 +254,35 @@ def _screen_shares(grey: np.ndarray) -> tuple[float, float]:
     Deceived by letterbox bars and montages with frames; a photographed monitor is noisy and found by neither.
     """
     step = -(-max(grey.shape) // (2 * _WORKING_PX))
-    levels = grey[::step, ::step]
+    levels = np.ascontiguousarray(grey[::step, ::step])
     if min(levels.shape) < 2:
         return 0.0, 0.0
-    here, right, below = levels[:-1:3, :-1:3], levels[:-1:3, 1::3], levels[1::3, :-1:3]  # one of nine pixels is enough
-    flat = (here == right) & (here == below) & (here > _BLACK) & (here < _WHITE)
-    return float(flat.mean()), max(_straight_edge(levels[:, ::8]), _straight_edge(levels[::8].T))
+    return _flat_share(levels), max(_straight_edge(np.ascontiguousarray(part)) for part in (levels[:, ::8], levels[::8].T))
 
 
+@compiled
+def _flat_share(levels: np.ndarray) -> float:
+    flat = rows = 0
+    for y in range(0, levels.shape[0] - 1, 3):  # one of nine pixels is enough
+        for x in range(0, levels.shape[1] - 1, 3):
+            here = levels[y, x]
+            flat += int(here == levels[y, x + 1] and here == levels[y + 1, x] and _BLACK < here < _WHITE)
+        rows += 1
+    return float(flat / (rows * ((levels.shape[1] + 1) // 3)))
+
+
+@compiled
 def _straight_edge(levels: np.ndarray) -> float:
     """The largest share of a row in which the next row is brighter, or darker, by a step."""
-    steps = np.diff(np.ascontiguousarray(levels).astype(np.int16), axis=0)  # (H - 1, W)
-    return max(float((sign * steps >= _STEP).mean(axis=1).max()) for sign in (1, -1))
+    most = 0
+    for y in range(levels.shape[0] - 1):
+        brighter = darker = 0
+        for x in range(levels.shape[1]):
+            step = np.int32(levels[y + 1, x]) - np.int32(levels[y, x])
+            brighter += int(step >= _STEP)
+            darker += int(step <= -_STEP)
+        most = max(most, brighter, darker)
+    return most / levels.shape[1]
 
 
 def _ruler(grey: Image.Image) -> float:
@@ -282,17 +301,35 @@ def _periodicity(bands: np.ndarray) -> float:
     """
     if len(bands) < 2 or bands.shape[1] < 4 * _TICK_PERIODS_PX[-1]:
         return 0.0
-    ticks = bands.astype(np.float32)
+    ticks = bands.astype(np.float32, order="C")
     ticks -= ndimage.uniform_filter1d(ticks, int(_TICK_PERIODS_PX[-1]) // 2 + 1, axis=1)
-    spectrum = fft.rfft(ticks, fft.next_fast_len(ticks.shape[1] + 3 * int(_TICK_PERIODS_PX[-1]) + 2, real=True), axis=1)
-    correlation = fft.irfft(spectrum.real**2 + spectrum.imag**2, axis=1)[:, : 3 * _TICK_PERIODS_PX[-1] + 2]
-    correlation /= np.maximum(correlation[:, :1].copy(), bands.shape[1] * _TICK_CONTRAST**2)
-    once, twice, thrice = (correlation[:, k * _TICK_PERIODS_PX] for k in (1, 2, 3))
-    peak = (once > correlation[:, _TICK_PERIODS_PX - 1]) & (once > correlation[:, _TICK_PERIODS_PX + 1])
-    score = np.where(peak, np.minimum(np.minimum(once, twice), thrice), 0)  # (n, periods)
+    score = _tick_scores(ticks, int(_TICK_PERIODS_PX[0]), int(_TICK_PERIODS_PX[-1]), bands.shape[1] * _TICK_CONTRAST**2)
     pairs = np.minimum(score[1:], score[:-1]).max(axis=1)  # the same period in both
     best = float(pairs.max())
     return 0.0 if best <= 0 or np.median(pairs) > best / 2 else min(best, 1.0)
+
+
+@compiled
+def _tick_scores(ticks: np.ndarray, shortest: int, longest: int, least_power: float) -> np.ndarray:
+    """(n, periods) float32: autocorrelation at one, two and three periods, the least of them, where a period is a peak; 0 elsewhere."""
+    length, shift = ticks.shape[1], shortest - 1
+    scores = np.zeros((len(ticks), longest - shortest + 1), np.float32)
+    padded = np.zeros(length + longest + 2, np.float32)
+    for n in range(len(ticks)):
+        band = ticks[n]
+        padded[:length] = band
+        power = max(np.dot(band, band), np.float32(least_power))
+        once = np.zeros(longest - shortest + 3, np.float32)  # of the periods and of one more on either side
+        for x in range(length):
+            value, others = padded[x], padded[x + shift : x + shift + len(once)]
+            for k in range(len(once)):  # side by side, which vector units take at once
+                once[k] += value * others[k]
+        for k in range(1, len(once) - 1):
+            if once[k] > once[k - 1] and once[k] > once[k + 1] and once[k] > 0:
+                twice, thrice = 2 * (k + shift), 3 * (k + shift)
+                least = min(once[k], np.dot(band[twice:], band[:-twice]))
+                scores[n, k - 1] = max(min(least, np.dot(band[thrice:], band[:-thrice])) / power, np.float32(0))
+    return scores
 
 
 def ink_mask(pixels: np.ndarray) -> np.ndarray:
