@@ -117,6 +117,20 @@ class TestLoss:
         losses = torch.stack([detector.loss(torch.rand(8, 3, 16, 16)) for _ in range(4)])
         assert losses.mean().item() == pytest.approx(0.5, abs=0.02)
 
+    def test_its_times_are_uniform_from_the_smallest_step_to_one_and_drawn_for_each_image(self) -> None:
+        class Silent(nn.Module):
+            def forward(self, x: Tensor, t: Tensor) -> Tensor:
+                self.t = t
+                return torch.zeros_like(x)
+
+        detector = Sano(CONFIG.model_copy(update={"steps": 10, "beta_max": 0.5}))
+        detector.unet = Silent()
+        torch.manual_seed(0)
+        detector.loss(torch.zeros(2000, 3, 16, 16))
+        t = detector.unet.t.sort().values
+        torch.testing.assert_close(t, torch.linspace(0.1, 1, 2000), atol=0.03, rtol=0)
+        assert t[0] >= 0.1
+
     def test_its_draws_follow_torchs_seed(self) -> None:
         detector, images = filled(CONFIG), torch.rand(4, 3, 16, 16)
         losses = []
