@@ -18,7 +18,7 @@ from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Featur
 from methods.detectors.networks.score_unet import ScoreUNetConfig
 from methods.detectors.networks.smoothing import smooth
 from methods.detectors.ocsvm import OneClassSVMConfig
-from methods.detectors.patchcore import PatchCore, PatchCoreConfig
+from methods.detectors.patchcore import PatchCore, PatchCoreConfig, _whitening
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
 from methods.detectors.vae import VAEConfig
@@ -239,6 +239,19 @@ def test_patchcore_scores_what_it_has_seen_zero_and_measures_mahalanobis_distanc
         whitened = (new - detector.mean) @ detector.whitening
         obvious = torch.cdist(whitened, detector.memory).amin(1) / whitened.shape[1] ** 0.5
         torch.testing.assert_close(detector._nearest(whitened), obvious, atol=1e-3, rtol=1e-3)
+        places = obvious.view(4, -1).sort(descending=True).values
+        worst = places[:, : round(config.image_share * places.shape[1])].mean(1)
+        torch.testing.assert_close(detector.score(images_of(config, seed=2)).image, worst, atol=1e-3, rtol=1e-3)
+
+
+def test_patchcore_whitens_features_so_that_no_direction_varies_more_than_another() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
+    centred = features - features.mean(0)
+    whitened = centred @ _whitening(centred)
+    variances = torch.linalg.eigvalsh(whitened.T @ whitened / len(whitened))
+    assert variances.max() < 1.001
+    assert variances.median() > 0.9  # the ridge holds back those that hardly vary
 
 
 def test_patchcore_map_is_highest_where_something_foreign_was_pasted() -> None:
