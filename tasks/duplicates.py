@@ -9,7 +9,7 @@ import pandas as pd
 
 from methods.curation.duplicates import join_groups, semantic_candidates, verify_pair
 from methods.curation.hamming import HammingIndex, near_pairs
-from methods.curation.hashing import shrink_grey, text_to_hash
+from methods.curation.hashing import shrink_grey
 from methods.curation.registration import count_inliers
 from storage import filesystems
 from storage.pictures import read_picture
@@ -17,6 +17,7 @@ from storage.slides import is_slide, open_slide
 from tasks.curation import DuplicateConfig
 from tasks.features import stack_features
 from tasks.progress import show_progress
+from tasks.text_columns import is_among, places_in
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, s
     folder = filesystems.join(store, "duplicates", hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16])
     book, pairs_uri = filesystems.join(folder, "pictures.parquet"), filesystems.join(folder, "pairs.parquet")
     before = _read(book, ["key", "phash"])
-    known, pairs = _forget_gone(before, _read(pairs_uri, ["first", "second"]), set(pictures["key"]))
-    new = pictures[~pictures["key"].isin(known["key"])].reset_index(drop=True)
+    known, pairs = _forget_gone(before, _read(pairs_uri, ["first", "second"]), pictures["key"])
+    new = pictures[~is_among(pictures["key"], known["key"])].reset_index(drop=True)
     if len(new):
-        there = known.merge(pictures[["key", "features", "uri", "frame", "sha256"]], on="key").reset_index(drop=True)
+        there = pictures.iloc[places_in(known["key"], pictures["key"])].reset_index(drop=True).assign(phash=known["phash"])
         found = _verify(pd.concat([there, new], ignore_index=True), _candidates(there, new, config), config)
         pairs = pd.concat([pairs, found], ignore_index=True)
         # a kill at any point has pictures compared again, and loses no pair: who is in the book has its pairs written
@@ -58,18 +59,16 @@ def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, s
     return pairs.drop_duplicates().reset_index(drop=True)
 
 
-def _forget_gone(known: pd.DataFrame, pairs: pd.DataFrame, here: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _forget_gone(known: pd.DataFrame, pairs: pd.DataFrame, here: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The book without pictures that are gone, and without those that were joined through them: they are compared anew.
 
     Only pairs that join a group are kept; a picture that is gone may have been all that held two others together.
     """
-    position = pd.Series(np.arange(len(known)), index=known["key"])
-    ends = np.stack([position.reindex(pairs[name]).to_numpy(float) for name in ("first", "second")], axis=1)
-    written = ~np.isnan(ends).any(axis=1)  # after a kill there may be pairs of pictures that are not in the book yet
-    groups = join_groups(len(known), ends[written].astype(np.int64))
-    torn = np.isin(groups, groups[~known["key"].isin(here).to_numpy(bool)])
-    kept = known[~torn].reset_index(drop=True)
-    return kept, pairs[pairs["first"].isin(kept["key"]) & pairs["second"].isin(kept["key"])]
+    ends = np.stack([places_in(pairs[name], known["key"]) for name in ("first", "second")], axis=1)
+    written = (ends >= 0).all(axis=1)  # after a kill there may be pairs of pictures that are not in the book yet
+    groups = join_groups(len(known), ends[written])
+    torn = np.isin(groups, groups[~is_among(known["key"], here)])
+    return known[~torn].reset_index(drop=True), pairs[written & ~torn[ends].any(axis=1)] if len(known) else pairs[:0]
 
 
 def _read(uri: str, columns: list[str]) -> pd.DataFrame:
@@ -89,16 +88,17 @@ def _candidates(there: pd.DataFrame, new: pd.DataFrame, config: DuplicateConfig)
         new_hashes[first], variants=None if variants is None else variants[first]
     )
     across = np.stack([matched[:, 1], first[matched[:, 0]] + len(there)], axis=1)
-    near_in_meaning = _semantic_candidates(pd.concat([there["features"], new["features"]]).tolist(), len(there), config)
+    near_in_meaning = _semantic_candidates(there["features"], new["features"], config)
     return np.concatenate([across, np.sort(among, axis=1), near_in_meaning])
 
 
-def _semantic_candidates(features: list[bytes], old: int, config: DuplicateConfig) -> np.ndarray:
+def _semantic_candidates(there: pd.Series, new: pd.Series, config: DuplicateConfig) -> np.ndarray:
     """(m, 2) positions of pictures with near features, the second of them new; none unless asked."""
     if config.semantic_cosine is None:
         return np.empty((0, 2), np.int64)
-    pairs = semantic_candidates(stack_features(features), k=config.semantic_neighbours, least_cosine=config.semantic_cosine)
-    return pairs[pairs[:, 1] >= old]
+    features = stack_features([*there, *new])
+    pairs = semantic_candidates(features, k=config.semantic_neighbours, least_cosine=config.semantic_cosine)
+    return pairs[pairs[:, 1] >= len(there)]
 
 
 def _verify(pictures: pd.DataFrame, candidates: np.ndarray, config: DuplicateConfig) -> pd.DataFrame:
@@ -144,8 +144,8 @@ def read_overview(uri: str, frame: str | None, sha256: str) -> np.ndarray:
 
 
 def _hashes(texts: pd.Series) -> np.ndarray:
-    return np.array([text_to_hash(text) for text in texts], np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64)  # 16 digits each
 
 
 def _variants(texts: pd.Series) -> np.ndarray:
-    return np.array([[text_to_hash(text) for text in line.split()] for line in texts], np.uint64).reshape(-1, 8)
+    return np.frombuffer(bytes.fromhex("".join(texts)), ">u8").astype(np.uint64).reshape(-1, 8)  # fromhex passes over blanks

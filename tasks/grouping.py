@@ -11,6 +11,7 @@ from storage import filesystems
 from storage.datasets.source import SourceError
 from tasks.curation import DuplicateConfig
 from tasks.paint import DATASET_SUFFIX
+from tasks.text_columns import is_among, places_in
 
 _ISIC = r"^isic-.*$"  # the archive and its challenges share one numbering of persons, lesions and pictures
 
@@ -48,7 +49,7 @@ def join_rows(rows: pd.DataFrame, pairs: pd.DataFrame, *, config: DuplicateConfi
     Raises:
         SourceError: a subject without an id, or contradictory labels where they are an error.
     """
-    rows = rows.copy()
+    rows = rows.copy(deep=False)  # what is assigned below leaves the caller's rows as they are
     usable = rows["excluded"].isna().to_numpy()
     _check_subjects(rows[usable])
     pictures = picture_keys(rows)
@@ -58,9 +59,7 @@ def join_rows(rows: pd.DataFrame, pairs: pd.DataFrame, *, config: DuplicateConfi
     _refuse_doubles(rows)
     usable = rows["excluded"].isna().to_numpy()
     dataset = rows["dataset"].str.removesuffix(DATASET_SUFFIX).str.replace(_ISIC, "isic", regex=True)
-    known = [
-        _within(usable & rows[name].notna().to_numpy(), dataset + "/" + rows[name]) for name in ("subject_id", "lesion_id", "slide_id")
-    ]
+    known = [_within(usable, dataset + "/" + rows[name]) for name in ("subject_id", "lesion_id", "slide_id")]
     joined = join_groups(len(rows), _row_pairs(pictures, usable, pairs), _within(usable, pictures), *known)
     # named by its first subject and not by content: a picture that is replaced does not deal the splits anew
     rows["group_id"] = (dataset + "/" + rows["subject_id"]).where(usable).groupby(joined).transform("min")
@@ -75,7 +74,7 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
     Raises:
         SourceError: something that must stay together is in two splits.
     """
-    rows = rows.copy()
+    rows = rows.copy(deep=False)
     usable = rows["excluded"].isna().to_numpy()
     prescribed = rows["split"].astype(object).where(rows["split"].notna() & usable, None)
     known = (rows["label"].notna() | prescribed.notna()).groupby(rows["group_id"]).transform("any").fillna(False).to_numpy(bool)
@@ -134,16 +133,16 @@ def _check_subjects(rows: pd.DataFrame) -> None:
         raise SourceError(f"{first['uri']} (dataset {first['dataset']}) has no subject_id: without it a person may be in two splits")
 
 
-def _within(chosen: np.ndarray, names: pd.Series) -> np.ndarray:
-    """Names as objects; None, which joins nothing, for rows that are not chosen."""
-    return names.astype(object).where(chosen & names.notna().to_numpy(), None).to_numpy()
+def _within(chosen: np.ndarray, names: pd.Series) -> pd.Series:
+    """The names; null, which joins nothing, for rows that are not chosen."""
+    return names.where(chosen)
 
 
 def _row_pairs(pictures: pd.Series, usable: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
     """(m, 2) row numbers: a usable row of each of two pictures that are the same."""
-    first_row = pd.Series(np.flatnonzero(usable), index=pictures[usable]).groupby(level=0).first()
-    rows = np.stack([first_row.reindex(pairs[name]).to_numpy(float) for name in ("first", "second")], axis=1)
-    return rows[~np.isnan(rows).any(axis=1)].astype(np.int64)
+    of_usable = pictures[usable]
+    places = np.stack([places_in(pairs[name], of_usable) for name in ("first", "second")], axis=1)
+    return np.flatnonzero(usable)[places[(places >= 0).all(axis=1)]]
 
 
 def _labels_of_pictures(rows: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
@@ -167,7 +166,7 @@ def _refuse_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, config: Dup
     if config is not None and config.on_contradiction == "error":
         raise SourceError(f"{message}: correct the labels, or set curation.duplicates.on_contradiction to exclude")
     logger.warning("%s; they are excluded", message)
-    where = rows["excluded"].isna() & picture_keys(rows).isin(contradictory)
+    where = rows["excluded"].isna() & is_among(picture_keys(rows), contradictory)
     rows.loc[where, "excluded"] = "contradictory labels: the same picture is labelled otherwise"
 
 
@@ -176,7 +175,9 @@ def _flag_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, pairs: pd.Dat
     label_of = labels.groupby("key")["label"].max()
     first, second = (pairs[name].map(label_of) for name in ("first", "second"))
     doubtful = pairs[first.notna() & second.notna() & (first != second)]
-    where = rows["excluded"].isna() & picture_keys(rows).isin([*doubtful["first"], *doubtful["second"]])
+    if doubtful.empty:
+        return
+    where = rows["excluded"].isna() & is_among(picture_keys(rows), [*doubtful["first"], *doubtful["second"]])
     flags = rows.loc[where, "flags"]
     rows.loc[where, "flags"] = (flags + ";").fillna("") + CONTRADICTORY
 

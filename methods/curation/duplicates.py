@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from skimage.metrics import structural_similarity
 
 from methods.curation.hamming import number_trees, unite_all
@@ -64,7 +65,7 @@ def semantic_candidates(features: np.ndarray, *, k: int, least_cosine: float, bl
     return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
 
 
-def join_groups(n: int, *relations: np.ndarray) -> np.ndarray:
+def join_groups(n: int, *relations: np.ndarray | pd.Series) -> np.ndarray:
     """Connected components over everything that belongs together: duplicates, lesions, subjects.
 
     Args:
@@ -78,7 +79,7 @@ def join_groups(n: int, *relations: np.ndarray) -> np.ndarray:
         ValueError: a relation of another shape, or a pair that names a sample outside [0, n).
     """
     parent = np.arange(n, dtype=np.int32)
-    for relation in map(np.asarray, relations):
+    for relation in relations:
         if relation.ndim == 2 and relation.shape[1] == 2:
             if relation.size and (relation.min() < 0 or relation.max() >= n):
                 raise ValueError(f"pairs name samples {relation.min()} to {relation.max()}; there are {n}")
@@ -115,9 +116,11 @@ def _nearest(features: np.ndarray, start: int, stop: int, k: int, least: float, 
     return np.stack([start + row, place[row, column]], axis=1)
 
 
-def _first_equal(labels: np.ndarray) -> np.ndarray:
+def _first_equal(labels: Any) -> np.ndarray:
     """(n,) int64 the first sample of the same label; of an unknown one itself."""
-    first: dict[Any, int] = {}
-    unknown = (label is None or label != label for label in labels.tolist())
-    pairs = zip(labels.tolist(), unknown, strict=True)
-    return np.array([i if skip else first.setdefault(label, i) for i, (label, skip) in enumerate(pairs)], np.int64)
+    codes, names = pd.factorize(labels)  # −1: unknown
+    known = np.flatnonzero(codes >= 0)
+    first, equal = np.empty(len(names), np.int64), np.arange(len(codes))
+    first[codes[known][::-1]] = known[::-1]  # of those that write to one place the last one counts
+    equal[known] = first[codes[known]]
+    return equal
