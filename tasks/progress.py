@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 5.0
 _lock = threading.Lock()
@@ -20,7 +21,7 @@ class Bar:
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total, self.done = description, total, 0
-        self.started = time.monotonic()
+        self.started = self._phase_started = time.monotonic()
         self._lock = threading.Lock()
         self._last_line = self.started
         self._progress = _acquire()
@@ -34,12 +35,14 @@ class Bar:
                 self._progress.update(self._task, completed=self.done)
             elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES and self.done < self.total:
                 self._last_line = time.monotonic()
-                self._say(f"{self.done}/{self.total}")
+                rate = self.done / (time.monotonic() - self._phase_started)
+                left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+                self._say(f"{self.done}/{self.total}, {rate:.3g}/s{left}")
 
     def restart(self, total: int) -> None:
         """Begin again with another total (the next phase of the same step)."""
         with self._lock:
-            self.total, self.done = total, 0
+            self.total, self.done, self._phase_started = total, 0, time.monotonic()
             if self._progress is not None and self._task is not None:
                 self._progress.reset(self._task, total=total)
 
@@ -53,6 +56,14 @@ class Bar:
     def _say(self, text: str) -> None:
         sys.stderr.write(f"{self.description}: {text}\n")
         sys.stderr.flush()
+
+
+class _Rate(ProgressColumn):
+    """How many parts are done a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g}/s" if speed is not None else "")
 
 
 @contextmanager
@@ -76,6 +87,7 @@ def _acquire() -> Progress | None:
                 TextColumn("{task.description:<34}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                _Rate(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 from methods.detectors.interface import Detector
 from methods.training.outcome import FitReport, TrainingError
-from methods.training.ranks import Rank
+from methods.training.ranks import Rank, join_ranks
 from storage.models import Bundle, read_bundle, write_bundle
 from tasks.execution import keep_freed_memory
 from tasks.training import TrainingJob, build_untrained, fit_rows, select_rows
@@ -120,6 +121,7 @@ def train_rank(exchange: Exchange, rank: Rank) -> None:
     progress.tell()
     if rank.index == 0:
         exchange.write_result(model, report)
+    distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -127,10 +129,12 @@ def main() -> None:
     threading.Thread(target=_leave_with_the_task, daemon=True).start()
     exchange = Exchange(Path(sys.argv[1]))
     rank = Rank(index=int(os.environ["RANK"]), count=int(os.environ["WORLD_SIZE"]))
+    attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     try:
+        join_ranks(rank, host=os.environ["MASTER_ADDR"], port=int(os.environ["MASTER_PORT"]), attempt=attempt)
         train_rank(exchange, rank)
     except Exception as error:
-        exchange.write_failure(_describe(error, rank), attempt=int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+        exchange.write_failure(_describe(error, rank), attempt=attempt)
         raise
 
 

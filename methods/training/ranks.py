@@ -23,6 +23,20 @@ class Rank:
     count: int = 1
 
 
+def join_ranks(rank: Rank, *, host: str, port: int, attempt: int) -> None:
+    """Meet the other ranks, over NCCL where there are GPUs and Gloo elsewhere; Lightning goes on with the group that it finds.
+
+    Args:
+        rank: this process.
+        host, port: of torchrun's store.
+        attempt: how often torchrun has started the ranks anew. Its store outlives them and holds the addresses of those that are gone:
+            ranks that were started again waited for them, half of the time.
+    """
+    store = distributed.PrefixStore(f"attempt-{attempt}", distributed.TCPStore(host, port, is_master=False))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank.index, world_size=rank.count)
+
+
 def gather(tensor: Tensor, device: torch.device) -> Tensor:
     """Every rank's tensor, all of one shape (...) and kind, as (ranks, ...) on the CPU; of a process alone, its own.
 
