@@ -10,7 +10,7 @@ import pandas as pd
 from methods.curation.splits import SplitConfig
 from storage import filesystems
 from storage.datasets.source import SourceError
-from storage.manifest import COLUMNS, read_manifest, read_parts, write_named
+from storage.manifest import read_manifest, read_parts, write_named
 from storage.slides import is_slide
 from tasks.caching import cached_task
 from tasks.curation import CurationConfig, TilingConfig
@@ -19,7 +19,7 @@ from tasks.execution import ExecutionConfig, executor_for
 from tasks.grouping import assign_splits, join_rows, list_pictures
 from tasks.picture_rows import tabulate_picture
 from tasks.references import BatchReference, ItemReference, ManifestReference, TableReference
-from tasks.rows import NOWHERE, SEARCH_COLUMNS, Tabulated, make_row
+from tasks.rows import NOWHERE, SEARCH_COLUMNS, Tabulated, make_row, to_table
 from tasks.samples import READ_ERRORS
 from tasks.slide_rows import tabulate_slide
 from tasks.survey import read_batch
@@ -53,7 +53,7 @@ def prepare_stain(curation: CurationConfig) -> str | None:
 def tabulate_batch(batch: BatchReference, tiling: TilingConfig, curation: CurationConfig, stain: str | None, store: str) -> TableReference:
     """The rows of a batch as a table named by its content; what cannot be read becomes one excluded row."""
     tabulated = [_tabulate_item(item, tiling, curation, stain) for item in read_batch(batch)]
-    table = pd.DataFrame([row for found in tabulated for row in found.rows], columns=[*COLUMNS, *SEARCH_COLUMNS])
+    table = to_table(tabulated)
     content = table.to_parquet(index=False)
     digest = hashlib.sha256(content).hexdigest()[:32]
     uri = filesystems.join(store, "tables", f"{digest}.parquet")

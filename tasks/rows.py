@@ -1,14 +1,16 @@
 """A row of the manifest from what the source said of a picture and what was found in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as arrow
 
 from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
 from storage.datasets.source import SourceError
-from storage.manifest import sample_id
+from storage.manifest import COLUMNS, sample_id
 from tasks.curation import DuplicateConfig
 from tasks.features import describe_picture
 from tasks.references import ItemReference
@@ -33,9 +35,18 @@ NOWHERE = Box(0, 0, 0, 0)  # of a picture that was not read
 class Tabulated:
     """The rows of one picture or slide, a line about them, and a picture of what was done where there is one."""
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] | pd.DataFrame  # of a slide's tens of thousands of tiles columns
     note: str
     preview: bytes | None = None
+
+
+def to_table(tabulated: Sequence[Tabulated]) -> pd.DataFrame:
+    """The rows of a batch over the columns of the manifest and of the search for duplicates."""
+    columns = [*COLUMNS, *SEARCH_COLUMNS]
+    if len(tabulated) == 1 and isinstance(tabulated[0].rows, pd.DataFrame):
+        return tabulated[0].rows.reindex(columns=columns)
+    rows = [found.rows.to_dict("records") if isinstance(found.rows, pd.DataFrame) else found.rows for found in tabulated]
+    return pd.DataFrame([row for of_one in rows for row in of_one], columns=columns)
 
 
 def make_row(item: ItemReference, box: Box, **found: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The tiles of one slide: tissue mask, grid at a spacing, labels from outlines, a cap, flags, and a preview of all that."""
 
-import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from methods.curation.previews import draw_tiles
@@ -87,9 +87,8 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
     rows = _rows(named, view, of_all, corners[kept], labels[kept], tissue[kept], marked[kept], findings, curation)
     note = _describe(corners, enough | lost, kept, findings, tiling) + (f"; stain: {trouble}" if trouble else "")
     preview = draw_tiles(thumbnail, tissue_mask, boxes * (thumbnail.shape[1] / width_px), kept=kept, abnormal=labels == 1)
-    if not rows:
-        rows = [make_row(named, Box(0, 0, slide.width_px, slide.height_px), excluded=f"no tile: {note}", **hashes)]
-    return Tabulated(rows, note, encode_jpeg(preview))
+    empty = [make_row(named, Box(0, 0, slide.width_px, slide.height_px), excluded=f"no tile: {note}", **hashes)]
+    return Tabulated(rows if len(rows) else empty, note, encode_jpeg(preview))
 
 
 def choose_level(slide: SlideReader, spacing_um: float, tiling: TilingConfig) -> TileLevel:
@@ -130,12 +129,11 @@ def _marked_shares(item: ItemReference, slide: SlideReader, boxes: np.ndarray, v
 
 
 def _labels(item: ItemReference, marked: np.ndarray, tiling: TilingConfig) -> np.ndarray:
-    """(n,) float: 0, 1, or NaN where unknown."""
-    labels = [
-        label_of(item, None if np.isnan(share) else float(share), whole=False, least_share=tiling.abnormal_share)
-        for share in marked.tolist()
-    ]
-    return np.array([np.nan if label is None else label for label in labels], float)
+    """(n,) float: 0, 1, or NaN where unknown; each kind of tile is asked for once: without a mask, unmarked, grazed and marked."""
+    kinds = [np.isnan(marked), marked == 0, marked < tiling.abnormal_share, np.ones(len(marked), bool)]
+    shares = (None, 0.0, tiling.abnormal_share / 2, 1.0)
+    labels = [label_of(item, share, whole=False, least_share=tiling.abnormal_share) for share in shares]
+    return np.select(kinds, [np.nan if label is None else float(label) for label in labels])
 
 
 def _capped(enough: np.ndarray, labels: np.ndarray, tiling: TilingConfig, *, seed: str) -> np.ndarray:
@@ -209,25 +207,23 @@ def _rows(
     marked: np.ndarray,
     findings: list[_Finding],
     curation: CurationConfig,
-) -> list[dict[str, Any]]:
-    """A row a tile; what they have in common is put together once for each label, because a slide has tens of thousands of them."""
-    box = Box(0, 0, view.tile_px, view.tile_px, view.level)
-    common = {label: make_row(item, box, label=label, **of_all) for label in (0, 1, None)}
+) -> pd.DataFrame:
+    """A row a tile, put together by columns, because a slide has tens of thousands of them."""
+    common = make_row(item, Box(0, 0, view.tile_px, view.tile_px, view.level), **of_all)
+    picture, frame = item["sha256"] or item["uri"], item["frame"]
     place = {"level": view.level, "width_px": view.tile_px, "height_px": view.tile_px}
-    tiles = zip(corners.tolist(), labels.tolist(), tissue.tolist(), marked.tolist(), findings, strict=True)
-    return [
-        common[None if math.isnan(label) else int(label)]
-        | {
-            "sample_id": sample_id(item["sha256"] or item["uri"], frame=item["frame"], x_px=x, y_px=y, **place),
-            "x_px": x,
-            "y_px": y,
-            "tissue_share": tissue_here,
-            "abnormal_share": None if math.isnan(marked_here) else marked_here,
-            "flags": ";".join(finding.flags) or None,
-            "excluded": finding.unreadable or curation.refuse(finding.flags),
-        }
-        for (x, y), label, tissue_here, marked_here, finding in tiles
-    ]
+    columns = {
+        "sample_id": [sample_id(picture, frame=frame, x_px=x, y_px=y, **place) for x, y in corners.tolist()],
+        "x_px": corners[:, 0],
+        "y_px": corners[:, 1],
+        "label": labels if np.isnan(labels).any() else labels.astype(int),
+        "finding": [None if label == 0 else item["finding"] for label in labels.tolist()],
+        "tissue_share": tissue,
+        "abnormal_share": marked,
+        "flags": [";".join(finding.flags) or None for finding in findings],
+        "excluded": [finding.unreadable or curation.refuse(finding.flags) for finding in findings],
+    }
+    return pd.DataFrame(common | columns, index=range(len(corners)))
 
 
 def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: list[_Finding], tiling: TilingConfig) -> str:
