@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from sklearn.svm import OneClassSVM
 from torch import Tensor, nn
 
 from methods.detectors.interface import DetectorError, Scores, check_images
@@ -94,6 +93,8 @@ class OneClassSVMDetector(nn.Module):
         Raises:
             DetectorError: fewer than two images, or no two different ones.
         """
+        from sklearn.svm import OneClassSVM  # here, because it takes seconds to import and scoring does without
+
         latents = torch.cat(self._observed) if self._observed else torch.empty(0)  # (n, C)
         self._observed = []
         if len(latents) < 2:

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores, SelectionRule
+from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores, SelectionRule, check_images
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
 from methods.training.batches import EpochSampler, SharedBatches, mix_seeds
@@ -355,6 +355,8 @@ class _Lightning(LightningModule):
             self._on_step(self.current_epoch * len(self._train))  # type: ignore[arg-type]
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        if batch_index == 0:  # not at every step: on a GPU each look at the values would wait for it
+            check_images(batch, input_size_px=self.learner.input_size_px)
         # each step by itself: loaders draw from the same generator, more often after a resume
         torch.manual_seed(mix_seeds(self._seed, self.current_epoch, batch_index + 1, self._rank.index))
         loss = self._learn_in_turns(self._rivals, batch, batch_index) if self._rivals else self._learn(batch, batch_index)

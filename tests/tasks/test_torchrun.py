@@ -11,6 +11,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from distributed import Client, LocalCluster
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -154,6 +155,20 @@ def test_a_rank_that_fails_is_named_with_the_end_of_its_traceback(make_job: Call
 
 class _CancelledError(BaseException):
     """Stands for what Prefect raises in a task that is cancelled."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_dask_worker_may_train_by_several_processes(make_job: Callable[..., TrainingJob]) -> None:
+    """Workers are daemonic: what forks or spawns through multiprocessing fails in them."""
+    job = make_job(AUTOENCODER | {"epochs": 1})
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        _, report = client.submit(fit_by_torchrun, job, processes=2, on_step=_ignore).result()
+    assert (report.processes, len(report.curve)) == (2, 1)
+
+
+def _ignore(_images: int) -> None:
+    """For a worker, to which no local function can be sent."""
 
 
 @pytest.mark.slow

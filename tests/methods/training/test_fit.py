@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
-from methods.detectors.interface import Scores
+from methods.detectors.interface import DetectorError, Scores
 from methods.training.fit import FitReport, TrainingError, Validation, fit, score_all
 
 
@@ -132,6 +132,12 @@ def test_a_loss_that_is_no_number_stops_the_training_naming_epoch_batch_and_step
     detector.epochs = 2
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch 2, batch 1, step 3 of the training"):
         _fit(detector, count=8)
+
+
+@pytest.mark.parametrize("values", [[0.0, 255.0], [float("nan"), 0.5]])
+def test_training_images_outside_the_range_are_refused(values: list[float]) -> None:
+    with pytest.raises(DetectorError, match=r"expected values in \[0, 1\]"):
+        fit(_Clock(signs=[1], losses=[1]), _Images(values), validation=None, seed=0, threads=1)  # type: ignore[arg-type]
 
 
 def test_an_empty_training_set_is_refused() -> None:
