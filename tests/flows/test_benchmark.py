@@ -55,6 +55,7 @@ def test_a_benchmark_ends_in_a_table_and_a_longer_one_does_only_what_is_new(tmp_
         assert found["mean"] == pytest.approx(sum(found["by_class"].values()) / 2)
         assert found["low"] <= found["mean"] <= found["high"]
         assert found["sd_over_seeds"] is None
+    _check_that_training_was_told_of_no_tested_sample(Path(reference["json_uri"]).parents[2])
     table = pd.read_csv(reference["csv_uri"])
     assert table["metric"].tolist() == ["AUROC", "average precision"] * 2
     assert "| Autoencoder |" in Path(reference["markdown_uri"]).read_text()
@@ -67,16 +68,21 @@ def test_a_benchmark_ends_in_a_table_and_a_longer_one_does_only_what_is_new(tmp_
     assert json.loads(Path(longer["json_uri"]).read_text())["detectors"][0]["metrics"]["AUROC"]["sd_over_seeds"] is not None
 
 
-@pytest.mark.usefixtures("prefect_server")
-def test_training_is_told_of_no_sample_that_is_tested(tmp_path: Path) -> None:
-    config, plan = load_benchmark(write(tmp_path, plan={"classes": {"normal_class": [0]}}))
-    benchmark(config, plan)
-    (tested,) = Path(config.store, "manifests").glob("test-of-*")
-    (development,) = Path(config.store, "manifests").glob("development-*")
-    assert set(read_manifest(str(tested))["split"]) == {"test"}
-    assert not set(read_manifest(str(tested))["sample_id"]) & set(read_manifest(str(development))["sample_id"])
-    cards = [json.loads(path.read_text()) for path in Path(config.store, "models").glob("*/card.json")]
-    assert {card["trained_on"]["manifest_digest"] for card in cards} == {hashlib.sha256(development.read_bytes()).hexdigest()}
+def _check_that_training_was_told_of_no_tested_sample(store: Path) -> None:
+    tested = {path.stem.removeprefix("test-of-"): read_manifest(str(path)) for path in (store / "manifests").glob("test-of-*")}
+    wholes = {_digest(path): read_manifest(str(path)) for path in (store / "manifests").glob("manifest-*")}
+    assert len(tested) == len(wholes) == 2
+    for digest, whole in wholes.items():
+        rows = tested[digest[:16]]
+        assert rows["sample_id"].tolist() == whole["sample_id"][whole["split"] == "test"].tolist()
+        assert not set(rows["sample_id"]) & set(whole["sample_id"][whole["split"].isin(["train", "validation"])])
+    cards = [json.loads(path.read_text()) for path in (store / "models").glob("*/card.json")]
+    development = {_digest(path) for path in (store / "manifests").glob("development-*")}
+    assert {card["trained_on"]["manifest_digest"] for card in cards} == development
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
