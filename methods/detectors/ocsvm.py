@@ -1,9 +1,7 @@
-"""A one-class support vector machine (Schölkopf et al. 2001, "Estimating the Support of a High-Dimensional Distribution") on latents.
+"""A one-class support vector machine on pretrained latents: spatial means of blocks of EfficientNet-lite0.
 
-The latents are spatial means of blocks of EfficientNet-lite0, standardised with the training images' mean and deviation. What is kept are
-the support vectors z_i, their coefficients α_i, the offset ρ and γ; the decision function f(z) = Σ α_i exp(−γ |z − z_i|²) − ρ is computed
-from them here, so that a bundle needs no pickle and no scikit-learn. The score is −f: above 0 is outside.
-Which latents, ν and the bandwidth are ours: Lu & Xu 2018 propose the method and try none.
+The score is minus the decision function: above 0 is outside. Which latents, ν and the bandwidth are ours; on the latents of a VAE, as Lu &
+Xu 2018 propose, it is `vae_ocsvm`.
 """
 
 from typing import Literal
@@ -12,10 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
-from methods.detectors.interface import DetectorError, Scores, check_images
+from methods.detectors.interface import Scores, check_images
 from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, EfficientNetLite0Features
-
-_AS_LONG_AS_FITTED = ("support_vectors", "dual_coefficients")
+from methods.detectors.networks.one_class_machine import OneClassMachine
 
 
 class OneClassSVMConfig(BaseModel):
@@ -54,28 +51,13 @@ class OneClassSVMConfig(BaseModel):
 class OneClassSVMDetector(nn.Module):
     """Learns a region that holds most normal latents; what lies outside is anomalous."""
 
-    mean: Tensor
-    std: Tensor
-    support_vectors: Tensor
-    dual_coefficients: Tensor
-    offset: Tensor
-    gamma: Tensor
-
     def __init__(self, config: OneClassSVMConfig) -> None:
         super().__init__()
         self.config = config
         self.input_size_px = config.input_size_px
         self.batch_size = config.batch_size
         self.backbone = EfficientNetLite0Features(config.blocks)
-        dims = sum(CHANNELS_OF_BLOCK[block] for block in config.blocks)
-        # float64: f is a difference of nearly equal sums
-        self.register_buffer("mean", torch.zeros(dims, dtype=torch.float64))
-        self.register_buffer("std", torch.ones(dims, dtype=torch.float64))
-        self.register_buffer("support_vectors", torch.empty(0, dims, dtype=torch.float64))
-        self.register_buffer("dual_coefficients", torch.empty(0, dtype=torch.float64))
-        self.register_buffer("offset", torch.zeros(1, dtype=torch.float64))
-        self.register_buffer("gamma", torch.ones(1, dtype=torch.float64))
-        self.register_load_state_dict_pre_hook(_take_lengths)
+        self.machine = OneClassMachine(sum(CHANNELS_OF_BLOCK[block] for block in config.blocks))
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
@@ -88,52 +70,12 @@ class OneClassSVMDetector(nn.Module):
         self._observed.append(self.features(images).cpu())
 
     def conclude(self, generator: torch.Generator) -> None:
-        """Standardise, draw `max_images` of them if there are more, and fit.
-
-        Raises:
-            DetectorError: fewer than two images, or no two different ones.
-        """
-        from sklearn.svm import OneClassSVM  # here, because it takes seconds to import and scoring does without
-
-        latents = torch.cat(self._observed) if self._observed else torch.empty(0)  # (n, C)
+        """Fit the machine; `OneClassMachine.fit`."""
+        latents = torch.cat(self._observed) if self._observed else torch.empty(0)
         self._observed = []
-        if len(latents) < 2:
-            raise DetectorError(f"a one-class SVM needs at least 2 training images, got {len(latents)}")
-        device = self.mean.device
-        mean, std = latents.mean(0), latents.std(0, correction=0)
-        if not std.any():
-            raise DetectorError(f"the latents of all {len(latents)} training images are the same: there is nothing to learn")
-        std[std == 0] = 1  # a feature that never varies stays 0
-        z = (latents - mean) / std
-        if len(z) > self.config.max_images:
-            z = z[torch.randperm(len(z), generator=generator)[: self.config.max_images]]
-        gamma = 1 / (z.shape[1] * float(z.var(correction=0))) if self.config.gamma == "scale" else self.config.gamma
-        machine = OneClassSVM(kernel="rbf", nu=self.config.nu, gamma=gamma).fit(z.numpy())
-        self.mean, self.std = mean.to(device), std.to(device)
-        self.support_vectors = torch.from_numpy(machine.support_vectors_).to(device)
-        self.dual_coefficients = torch.from_numpy(machine.dual_coef_[0].copy()).to(device)
-        self.offset = torch.tensor([-machine.intercept_[0]], dtype=torch.float64, device=device)
-        self.gamma = torch.tensor([gamma], dtype=torch.float64, device=device)
-
-    def decision(self, z: Tensor) -> Tensor:
-        """f (N,) float64 of standardised latents (N, C) float64: above 0 inside; scikit-learn's `decision_function`."""
-        # one image at a time: differences lose no digits, and nothing depends on the batch
-        kernels = [torch.exp(-self.gamma * (self.support_vectors - one).square().sum(1)) for one in z]
-        return torch.stack([self.dual_coefficients @ kernel for kernel in kernels]) - self.offset
+        self.machine.fit(latents, nu=self.config.nu, gamma=self.config.gamma, most=self.config.max_images, generator=generator)
 
     def score(self, images: Tensor) -> Scores:
         """Image: −f, above 0 outside what was learnt; no map."""
         check_images(images, input_size_px=self.input_size_px)
-        if not len(self.support_vectors):
-            raise DetectorError("the one-class SVM has learnt nothing yet: train it, or load a bundle")
-        if not len(images):
-            return Scores(image=images.new_empty(0), pixel=None)
-        return Scores(image=-self.decision((self.features(images) - self.mean) / self.std).float(), pixel=None)
-
-
-def _take_lengths(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
-    """The number of support vectors is known only to the bundle: make room for them before they are loaded."""
-    for name in _AS_LONG_AS_FITTED:
-        if prefix + name in state:
-            room = module.get_buffer(name)
-            setattr(module, name, room.new_empty(state[prefix + name].shape[:1] + room.shape[1:]))
+        return Scores(image=-self.machine.decision(self.features(images)).float(), pixel=None)

@@ -14,6 +14,7 @@ from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
 from methods.detectors.sano import Sano, SanoConfig
 from methods.detectors.vae import VAE, VAEConfig
+from methods.detectors.vae_ocsvm import VAEOneClassSVM, VAEOneClassSVMConfig
 from methods.detectors.vqvae import VQVAE, VQVAEConfig
 
 DetectorConfig = Annotated[
@@ -25,7 +26,8 @@ DetectorConfig = Annotated[
     | SanoConfig
     | AnoDDPMConfig
     | PatchCoreConfig
-    | OneClassSVMConfig,
+    | OneClassSVMConfig
+    | VAEOneClassSVMConfig,
     Field(discriminator="kind"),
 ]
 
@@ -39,6 +41,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     SanoConfig: Sano,
     AnoDDPMConfig: AnoDDPM,
     OneClassSVMConfig: OneClassSVMDetector,
+    VAEOneClassSVMConfig: VAEOneClassSVM,
 }
 NAMES = {
     "ae": "Autoencoder",
@@ -50,6 +53,7 @@ NAMES = {
     "sano": "SANO",
     "anoddpm": "AnoDDPM",
     "ocsvm": "One-class SVM (EfficientNet-lite0)",
+    "vae-ocsvm": "One-class SVM (VAE)",
 }
 
 

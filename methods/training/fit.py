@@ -68,7 +68,7 @@ def fit(
     every batch, so that the same images make up a step as in one process, and gets the same report; the weights are rank 0's to write.
 
     Args:
-        detector: `LearnsByGradient` or `LearnsByMemory`.
+        detector: `LearnsByGradient` or `LearnsByMemory`; one that is both learns by gradient first.
         train: normal images (3, H, W) float32 in [0, 1] at the detector's size.
         validation: on which the epoch is chosen; without normal images in it the lowest training loss decides.
         seed: of the order of the images and everything drawn, anew each epoch: a training that is taken up again draws what it would have.
@@ -92,8 +92,13 @@ def fit(
     torch.set_num_threads(threads)
     if isinstance(detector, LearnsByGradient):
         _check_ranks(detector, rank)
-        plan = _Plan(seed, checkpoints, checkpoint_every_s, patience, precision, rank, selection)
-        return _fit_by_gradient(detector, train, validation=validation, plan=plan, on_step=on_step)
+        then_remembers = isinstance(detector, LearnsByMemory)
+        rule: SelectionRule = "loss" if then_remembers else selection or detector.selected_by  # no scores before there is a memory
+        plan = _Plan(seed, checkpoints, checkpoint_every_s, patience, precision, rank, rule)
+        report = _fit_by_gradient(detector, train, validation=validation, plan=plan, on_step=on_step)
+        if then_remembers:
+            _fit_by_memory(cast(LearnsByMemory, detector), train, seed=seed, on_step=lambda count: None)
+        return report
     if isinstance(detector, LearnsByMemory):
         if rank.count > 1:
             raise TrainingError(f"{type(detector).__name__} looks at every image once, in one process: set `training: {{processes: 1}}`")
@@ -146,7 +151,7 @@ class _Plan:
     patience: int | None
     precision: Precision
     rank: Rank
-    selection: SelectionRule | None
+    selection: SelectionRule
 
 
 def _fit_by_gradient(
@@ -157,7 +162,7 @@ def _fit_by_gradient(
     untrained = copy.deepcopy(detector.state_dict())
     pieces = 1  # that a batch is computed in
     while True:
-        selection = _Selection(detector, validation, plan.patience, plan.rank, rule=plan.selection or detector.selected_by, seed=plan.seed)
+        selection = _Selection(detector, validation, plan.patience, plan.rank, rule=plan.selection, seed=plan.seed)
         module = _Lightning(detector, train, selection, on_step, plan=plan, pieces=pieces)
         try:
             started = time.monotonic()

@@ -22,6 +22,7 @@ from methods.detectors.patchcore import PatchCore, PatchCoreConfig, _whitening
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
 from methods.detectors.vae import VAEConfig
+from methods.detectors.vae_ocsvm import VAEOneClassSVMConfig
 from methods.detectors.vqvae import VQVAEConfig
 from methods.training.fit import fit
 
@@ -36,6 +37,7 @@ CONFIGS: list[DetectorConfig] = [
     SanoConfig(input_size_px=16, unet=TINY_UNET, smoothing_sigma_px=1.0),
     AnoDDPMConfig(input_size_px=16, unet=TINY_UNET, reverse_steps=3, eta=0.0),
     OneClassSVMConfig(input_size_px=64),
+    VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
 ]
 # what makes each learn a simple kind of image in a few seconds
 LESSONS: dict[str, dict[str, Any]] = {
@@ -48,6 +50,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "anoddpm": {"epochs": 60, "learning_rate": 5e-3, "training_batch_size": 8, "wavelength_px": 8},
     "patchcore": {},
     "ocsvm": {},
+    "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
 }
 
 

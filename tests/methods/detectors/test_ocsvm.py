@@ -65,7 +65,7 @@ def test_other_images_score_higher_and_nu_bounds_the_share_of_training_images_ou
 def test_what_is_kept_are_tensors_that_restore_the_scores() -> None:
     first, second, new = trained(), OneClassSVMDetector(CONFIG).eval(), images(4, 1)
     state = {name: torch.from_numpy(tensor.numpy().copy()) for name, tensor in first.state_dict().items()}
-    assert {"mean", "std", "support_vectors", "dual_coefficients", "offset", "gamma"} <= set(state)
+    assert {f"machine.{name}" for name in ("mean", "std", "support_vectors", "dual_coefficients", "offset", "gamma")} <= set(state)
     second.load_state_dict(state)
     with torch.inference_mode():
         assert torch.equal(first.score(new).image, second.score(new).image)
@@ -90,7 +90,7 @@ def test_more_images_than_are_fitted_are_drawn_by_the_seed() -> None:
         with torch.inference_mode():
             detector.observe(images(40, 0))
             detector.conclude(torch.Generator().manual_seed(seed))
-        return detector.support_vectors
+        return detector.machine.support_vectors
 
     assert fitted(0).shape == (15, 64)
     assert torch.equal(fitted(0), fitted(0))
@@ -101,8 +101,8 @@ def test_standardisation_uses_all_observed_images() -> None:
     detector = trained(CONFIG.model_copy(update={"max_images": 15}))
     with torch.inference_mode():
         latents = detector.features(images(40, 0))
-    torch.testing.assert_close(detector.mean, latents.mean(0))
-    torch.testing.assert_close(detector.std, latents.std(0, correction=0))
+    torch.testing.assert_close(detector.machine.mean, latents.mean(0))
+    torch.testing.assert_close(detector.machine.std, latents.std(0, correction=0))
 
 
 def test_it_learns_by_memory_and_starts_anew_after_each_conclusion() -> None:
