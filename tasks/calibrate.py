@@ -75,7 +75,7 @@ def calibrate(
     for level, _, point in points:
         thresholds.setdefault(level, point)
     try:
-        metrics = measure(image, pixel, thresholds=thresholds, bootstrap=bootstrap)
+        metrics = measure(image, pixel if _has_masks(pixel) else None, thresholds=thresholds, bootstrap=bootstrap)
     except UndefinedMetricError as error:
         metrics = []
         refused.append(str(error))
@@ -105,7 +105,7 @@ def _tune(model: Detector, validation: pd.DataFrame) -> dict[str, Any] | None:
         for value in candidates:
             model.use(value)
             image, pixel = _count_validation(model, validation, bar.advance)
-            if pixel is not None and pixel.abnormal.any():
+            if pixel is not None and _has_masks(pixel):
                 found.append(float(average_precision(pixel.normal.sum(0), pixel.abnormal.sum(0))))
                 by = "highest pixel average precision on validation"
             else:
@@ -128,10 +128,16 @@ def _rules(
     yield "image", "validation", lambda: conformal_threshold(_normal_scores(image), rate)
     if pixel is None:
         return
-    yield "pixel", "validation", lambda: best_dice_threshold(pixel)
+    if _has_masks(pixel):
+        yield "pixel", "validation", lambda: best_dice_threshold(pixel)
     if isinstance(model, ThresholdsOnTraining):
         yield "pixel", "train", lambda: _deviation_threshold(model, normal, config)
     yield "pixel", "validation", lambda: quantile_threshold(pixel, false_positive_rate=rate)
+
+
+def _has_masks(pixel: SubjectCounts | None) -> bool:
+    """Whether a pixel is known to be abnormal; those of normal samples are known to be normal without a mask."""
+    return pixel is not None and bool(pixel.abnormal.any())
 
 
 def _choose_points(rules: Iterator[_Rule]) -> tuple[list[tuple[str, str, Threshold]], list[str]]:

@@ -117,6 +117,16 @@ def test_without_anomalies_the_thresholds_that_need_none_are_taken_and_it_is_sai
     assert calibrated(model, normal, normal.iloc[:0]) == {"why_none": "there is no validation split"}
 
 
+def test_anomalies_without_masks_give_image_metrics_and_pixel_thresholds_that_need_no_anomaly(normal_and_abnormal) -> None:
+    normal, abnormal = normal_and_abnormal
+    validation = pd.concat([normal, abnormal.assign(mask_uri=pd.NA, mask_sha256=pd.NA)], ignore_index=True)
+    found = calibrated(Redness(-1.0, 1.0), normal, validation)
+    assert found["tuned"]["by"] == "highest image AUROC on validation"
+    assert {row["level"] for row in found["metrics"]} == {"image"}
+    assert found["thresholds"]["pixel"]["rule"] == "3 standard deviations of training scores"
+    assert "why_none" not in found
+
+
 def test_too_few_normals_for_a_promise_are_named_and_nothing_is_invented(normal_and_abnormal) -> None:
     normal, abnormal = normal_and_abnormal
     found = calibrated(Redness(1.0), normal, pd.concat([normal.iloc[:9], abnormal], ignore_index=True))
