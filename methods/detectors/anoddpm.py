@@ -65,11 +65,7 @@ class AnoDDPMConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.input_size_px % self.unet.reduction:
-            raise ValueError(
-                f"expected input_size_px to be a multiple of {self.unet.reduction} for {len(self.unet.widths)} widths, "
-                f"got {self.input_size_px}"
-            )
+        self.unet.check_input(self.input_size_px)
         if self.beta_max < self.beta_min:
             raise ValueError(f"expected beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
         order = (self.reverse_steps or self.partial_steps, self.partial_steps, self.trained_steps, self.steps)

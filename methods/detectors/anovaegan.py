@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.modes import evaluation_mode, frozen
 from methods.detectors.networks.unified import UnifiedCritic, UnifiedDecoder, UnifiedEncoder
+from methods.detectors.sizes import PowerOfTwo
 from methods.detectors.vae import gaussian_kl, half_squared_error, reparameterise
 
 
@@ -31,7 +32,7 @@ class AnoVAEGANConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["anovaegan"] = "anovaegan"
-    input_size_px: int = Field(default=256, ge=16, description="a power of two")
+    input_size_px: PowerOfTwo = Field(default=256, ge=16, description="a power of two")
     latent: int = Field(default=128, ge=1, description="length of z")
     kl_weight: float = Field(default=1.0, ge=0, description="weight of the KL term")
     adversarial_weight: float = Field(default=1.0, ge=0, description="w, weight of the critic's opinion of the reconstruction")
@@ -41,13 +42,6 @@ class AnoVAEGANConfig(BaseModel):
     epochs: int = Field(default=100, ge=1)
     training_batch_size: int = Field(default=8, ge=2, description="at least 2, for the encoder's batch normalisation")
     batch_size: int = Field(default=8, ge=1, description="images scored at once")
-
-    @field_validator("input_size_px")
-    @classmethod
-    def _halves(cls, size: int) -> int:
-        if size & (size - 1):
-            raise ValueError(f"expected input_size_px to be a power of two, got {size}")
-        return size
 
     @property
     def map_size_px(self) -> int | None:

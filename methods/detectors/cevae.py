@@ -23,6 +23,7 @@ from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.modes import evaluation_mode
 from methods.detectors.networks.smoothing import smooth
 from methods.detectors.networks.unified import UnifiedDecoder, UnifiedEncoder
+from methods.detectors.sizes import PowerOfTwo
 from methods.detectors.vae import gaussian_kl, half_squared_error, reparameterise
 
 
@@ -32,7 +33,7 @@ class ContextEncodingVAEConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cevae"] = "cevae"
-    input_size_px: int = Field(default=256, ge=16, description="a power of two")
+    input_size_px: PowerOfTwo = Field(default=256, ge=16, description="a power of two")
     latent: int = Field(default=128, ge=1, description="length of z")
     kl_weight: float = Field(default=1.0, ge=0, description="weight of the KL term")
     context_weight: float = Field(default=1.0, ge=0, description="weight of the term with patches cut out; 0 leaves a plain VAE")
@@ -57,8 +58,6 @@ class ContextEncodingVAEConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.input_size_px & (self.input_size_px - 1):
-            raise ValueError(f"expected input_size_px to be a power of two, got {self.input_size_px}")
         if self.max_patches < self.min_patches:
             raise ValueError(f"expected min_patches <= max_patches, got {self.min_patches} and {self.max_patches}")
         if int(4 * self.smoothing_sigma_px + 0.5) >= self.input_size_px:

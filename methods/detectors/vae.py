@@ -19,12 +19,13 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from methods.detectors.interface import Scores, SelectionRule, check_images
 from methods.detectors.networks.dcgan import DCGANDecoder, DCGANEncoder
 from methods.detectors.networks.modes import evaluation_mode
+from methods.detectors.sizes import PowerOfTwo
 
 Score = Literal["vae", "vae-reconstruction", "vae-kl", "iwae", "iwae-reconstruction", "iwae-kl"]
 
@@ -36,7 +37,7 @@ class VAEConfig(BaseModel):
 
     kind: Literal["vae"] = "vae"
     score: Score = Field(default="vae", description="which of the six is the image score")
-    input_size_px: int = Field(default=128, ge=8, description="a power of two")
+    input_size_px: PowerOfTwo = Field(default=128, ge=8, description="a power of two")
     width: int = Field(default=64, ge=1, description="channels of the first block; each next one has twice as many")
     latent: int = Field(default=300, ge=1, description="length of z")
     kl_weight: float = Field(default=0.01, gt=0, description="λ, the weight of the KL term, which is the variance of p(x|z)")
@@ -46,13 +47,6 @@ class VAEConfig(BaseModel):
     epochs: int = Field(default=40, ge=1)
     training_batch_size: int = Field(default=32, ge=2, description="at least 2, for the batch normalisation")
     batch_size: int = Field(default=16, ge=1, description="images scored at once")
-
-    @field_validator("input_size_px")
-    @classmethod
-    def _halves(cls, size: int) -> int:
-        if size & (size - 1):
-            raise ValueError(f"expected input_size_px to be a power of two, got {size}")
-        return size
 
     @property
     def map_size_px(self) -> int | None:

@@ -32,6 +32,15 @@ class ScoreUNetConfig(BaseModel):
         """By how much the middle is smaller than the input: the input's side must be a multiple of it."""
         return 1 << (len(self.widths) - 1)
 
+    def check_input(self, size_px: int) -> None:
+        """Refuse an input whose side is no multiple of `reduction`.
+
+        Raises:
+            ValueError: names both.
+        """
+        if size_px % self.reduction:
+            raise ValueError(f"expected input_size_px to be a multiple of {self.reduction} for {len(self.widths)} widths, got {size_px}")
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if any(width < 2 or width % 2 or width % self.norm_groups for width in self.widths):
