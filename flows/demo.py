@@ -37,7 +37,7 @@ def demo_config(*, store: str, quick: bool, execution: ExecutionConfig) -> tuple
         name="demo quick - painted anomalies" if quick else "demo - painted anomalies",
         store=filesystems.absolute(store),
         source=(FolderSource(path=filesystems.join(filesystems.absolute(store), "slides", "slides.csv")),),
-        detectors=(PatchCoreConfig(memory_size=1024 if quick else 2048), AutoencoderConfig(epochs=3 if quick else 5)),
+        detectors=(PatchCoreConfig(memory_size=1024 if quick else 2048), AutoencoderConfig(epochs=2 if quick else 3)),
         training=TrainingConfig(samples_per_subject=16 if quick else 40, selection_samples=32 if quick else 100),
         execution=execution,
         notice=NOTICE,
