@@ -274,7 +274,7 @@ def _encode_palette(index: np.ndarray, *, faintest: int) -> str:
     alpha = np.minimum(np.arange(_LEVELS) + faintest, 255).astype(np.uint8)
     picture = Image.fromarray(index)
     picture.putpalette(_PALETTE.tobytes())
-    return _encode(picture, "PNG", transparency=bytes([0, *alpha]), optimize=True)
+    return _encode(picture, "PNG", transparency=bytes([0, *alpha]), compress_level=4)  # the highest doubles the time of a page for 3 % less
 
 
 def _encode(picture: Image.Image, form: str, **options: object) -> str:
