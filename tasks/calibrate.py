@@ -25,6 +25,7 @@ from methods.evaluation.calibration import (
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
 from methods.evaluation.metrics import UndefinedMetricError, average_precision, roc_auc
 from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold, quantile_threshold
+from methods.training.selection import score_all
 from tasks.measures import measure
 from tasks.progress import show_progress
 from tasks.samples import SampleDataset, read_sample_mask
@@ -182,8 +183,6 @@ def _normal_scores(image: SubjectCounts) -> np.ndarray:
 
 
 def _count_validation(model: Detector, validation: pd.DataFrame, advance: Any) -> tuple[SubjectCounts, SubjectCounts | None]:
-    from methods.training.fit import score_all
-
     subjects = validation["subject_id"].to_numpy(str)
     records = validation.to_dict("records")
     scores, pixel_counts = [], []

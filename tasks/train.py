@@ -36,7 +36,7 @@ def train_detector(
     *,
     detector: DetectorConfig,
     training: TrainingConfig,
-    calibration: CalibrationConfig = CalibrationConfig(),
+    calibration: CalibrationConfig,
     bootstrap: BootstrapConfig,
     store: str,
 ) -> ModelReference:

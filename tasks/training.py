@@ -2,22 +2,20 @@
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.detectors.interface import Detector, LearnsByMemory
+from methods.detectors.interface import Detector, LearnsByMemory, SelectionRule
 from methods.detectors.registry import DetectorConfig, build_detector
 from methods.training.outcome import FitReport
 from methods.training.ranks import Rank
+from methods.training.selection import Validation
 from storage.manifest import read_manifest
 from tasks.execution import available_cores
 from tasks.samples import SampleDataset
-
-if TYPE_CHECKING:
-    from methods.training.fit import Validation
 
 _CACHE_BYTES = 2 << 30  # of decoded training images, of all processes together
 
@@ -36,7 +34,7 @@ class TrainingConfig(BaseModel):
     selection_samples: int | None = Field(
         default=None, ge=2, description="most validation samples, half of each class, on which epochs are compared; null: all"
     )
-    selection: Literal["auroc", "loss"] | None = Field(
+    selection: SelectionRule | None = Field(
         default=None,
         description="by which the epoch is chosen on validation: highest image AUROC, or lowest loss of normal images; null: as the "
         "detector's paper does",
@@ -117,9 +115,7 @@ def fit_rows(
         )
 
 
-def _validation(model: Detector, rows: pd.DataFrame, training: TrainingConfig) -> "Validation | None":
-    from methods.training.fit import Validation
-
+def _validation(model: Detector, rows: pd.DataFrame, training: TrainingConfig) -> Validation | None:
     compared = _cap_per_class(rows, training)
     images = SampleDataset(compared, size_px=model.input_size_px)
     return Validation(images, compared["label"].to_numpy(int)) if len(compared) else None

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from methods.detectors.interface import Scores, SelectionRule
-from methods.training.fit import TrainingError, Validation, fit
+from methods.training.fit import fit
+from methods.training.outcome import TrainingError
 from methods.training.ranks import Rank
+from methods.training.selection import Validation
 
 SIZE_PX = 8
 

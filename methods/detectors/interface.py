@@ -89,6 +89,49 @@ class LearnsAgainstCritic(LearnsByGradient, Protocol):
 
 
 @runtime_checkable
+class LearnsFromLabels(Detector, Protocol):
+    """A detector that learns by gradient from normal and abnormal images: a classifier; its score is that of the abnormal class."""
+
+    selected_by: SelectionRule
+    epochs: int
+    training_batch_size: int
+
+    def labelled_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The mean training loss of a batch and its labels (N,) int64, 0 normal, 1 abnormal; a scalar."""
+        ...
+
+    def weigh_samples(self, labels: Tensor) -> Tensor:
+        """How often, in proportion, each of the training samples is drawn, (n,) float64 for labels (n,); all equal: each once an epoch."""
+        ...
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over the weights that learn."""
+        ...
+
+
+@runtime_checkable
+class LearnsInStages(LearnsByGradient, Protocol):
+    """A detector whose network or loss changes while it learns, as by progressive growing; where it stands is part of its state."""
+
+    def advance_to(self, epoch: float) -> bool:
+        """Called before each step with the epochs done so far, in fractions. True: a stage begins, for which the optimiser starts anew."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Whether it has reached its last form; only epochs that end so are compared and kept."""
+        ...
+
+
+@runtime_checkable
+class SchedulesRate(Protocol):
+    """A detector whose learning rate follows a schedule."""
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """A schedule over all `steps` of the training, advanced after each."""
+        ...
+
+
+@runtime_checkable
 class LearnsByMemory(Detector, Protocol):
     """A detector that looks at every training image once and keeps something of it."""
 

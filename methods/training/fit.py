@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -11,40 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, Scores, SelectionRule, check_images
-from methods.evaluation.histograms import count_scores
-from methods.evaluation.metrics import roc_auc
+from methods.detectors.interface import Detector, LearnsAgainstCritic, LearnsByGradient, LearnsByMemory, SelectionRule, check_images
 from methods.training.batches import EpochSampler, SharedBatches, mix_seeds
 from methods.training.outcome import FitReport, TrainingError
 from methods.training.ranks import Rank, check_buffers_agree, gather, share_batch_norm
+from methods.training.selection import Selection, Validation
 
 ALONE = Rank()
 _STEPS_BETWEEN_CHECKS = 50  # of the losses, on a GPU
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Labelled images on which the best epoch is chosen: never the test split.
-
-    Attributes:
-        images: dataset of (3, H, W) float32 in [0, 1].
-        labels: (n,) 0 normal, 1 abnormal.
-    """
-
-    images: Dataset[Tensor]
-    labels: np.ndarray
 
 
 def fit(
@@ -106,21 +90,6 @@ def fit(
     raise TypeError(f"{type(detector).__name__} is neither LearnsByGradient nor LearnsByMemory")
 
 
-def score_all(detector: Detector, images: Dataset[Tensor]) -> Scores:
-    """Scores of a dataset in its order, in batches of the detector's size, on the CPU: image (n,), pixel (n, H, W)."""
-    device = _device_of(detector)
-    batches = []
-    with torch.inference_mode():
-        for batch in DataLoader(images, batch_size=detector.batch_size):
-            batches.append(detector.score(batch.to(device)))
-    maps = [scores.pixel.cpu() for scores in batches if scores.pixel is not None]
-    return Scores(image=torch.cat([scores.image.cpu() for scores in batches]), pixel=torch.cat(maps) if maps else None)
-
-
-def _device_of(detector: Detector) -> torch.device:
-    return next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))  # a GPU while it is trained
-
-
 def _check_ranks(detector: LearnsByGradient, rank: Rank) -> None:
     if detector.training_batch_size % rank.count:
         raise TrainingError(
@@ -162,7 +131,7 @@ def _fit_by_gradient(
     untrained = copy.deepcopy(detector.state_dict())
     pieces = 1  # that a batch is computed in
     while True:
-        selection = _Selection(detector, validation, plan.patience, plan.rank, rule=plan.selection, seed=plan.seed)
+        selection = Selection(detector, validation, plan.patience, plan.rank, rule=plan.selection, seed=plan.seed)
         module = _Lightning(detector, train, selection, on_step, plan=plan, pieces=pieces)
         try:
             started = time.monotonic()
@@ -245,83 +214,6 @@ class _SpacedCheckpoint(ModelCheckpoint):
         self._started_at = time.monotonic()
 
 
-class _Selection:
-    """Keeps the weights of the best epoch; all ranks measure together and choose the same."""
-
-    def __init__(
-        self, detector: LearnsByGradient, validation: Validation | None, patience: int | None, rank: Rank, *, rule: SelectionRule, seed: int
-    ) -> None:
-        self._detector = detector
-        self._validation = validation
-        self._normal = np.flatnonzero(validation.labels == 0) if validation is not None else np.empty(0, int)
-        self._by_auroc = rule == "auroc" and validation is not None and len(np.unique(validation.labels)) == 2
-        self.rule = self._describe(rule)
-        self._patience = patience
-        self._rank = rank
-        self._seed = seed
-        self._best = -math.inf
-        self.best_epoch = 0
-        self.best_state: dict[str, Tensor] = {}
-        self.curve: list[dict[str, float]] = []
-
-    def _describe(self, rule: SelectionRule) -> str:
-        if self._by_auroc:
-            return "highest image AUROC on validation"
-        if not len(self._normal):
-            return "lowest training loss (no normal images in validation)"
-        return f"lowest loss on normal validation images{' (validation lacks a class)' if rule == 'auroc' else ''}"
-
-    def end_epoch(self, epoch: int, loss: float) -> None:
-        """Measure and, when it is the best so far, keep."""
-        entry = {"epoch": float(epoch), "loss": loss}
-        quality = -loss
-        if self._validation is not None and self._by_auroc:
-            scores = self._score(self._validation)
-            counts = count_scores(scores, self._validation.labels, np.zeros(len(scores), int))
-            quality = entry["validation_auroc"] = float(roc_auc(counts.normal.sum(0), counts.abnormal.sum(0)))
-        elif self._validation is not None and len(self._normal):
-            entry["validation_loss"] = self._measure_loss(self._validation)
-            quality = -entry["validation_loss"]
-        self.curve.append(entry)
-        if quality > self._best:
-            self._best, self.best_epoch = quality, epoch
-            self.best_state = {name: copy.deepcopy(tensor) for name, tensor in self._detector.state_dict().items()}
-
-    def _score(self, validation: Validation) -> np.ndarray:
-        """Image scores (n,) of validation; each rank scores every `count`-th image."""
-        n, ranks = len(validation.labels), self._rank.count
-        own = range(self._rank.index, n, ranks)
-        scores = torch.full((-(-n // ranks),), torch.nan)
-        if own:
-            scores[: len(own)] = score_all(self._detector, Subset(validation.images, own)).image
-        return gather(scores, _device_of(self._detector)).T.flatten()[:n].numpy()  # (ranks, n / ranks) to the images' order
-
-    def _measure_loss(self, validation: Validation) -> float:
-        """Mean loss of normal images, with the same noise after every epoch; each rank measures every `count`-th image."""
-        device, total = _device_of(self._detector), torch.zeros(2)  # sum of losses, images
-        own = self._normal[self._rank.index :: self._rank.count].tolist()
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(mix_seeds(self._seed, self._rank.index))
-            for batch in DataLoader(Subset(validation.images, own), batch_size=self._detector.training_batch_size) if own else ():
-                total += torch.tensor([float(self._detector.loss(batch.to(device))) * len(batch), len(batch)])
-        loss, images = gather(total, device).sum(0).tolist()
-        return float(loss / images)
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Whether too many epochs have passed since the best."""
-        return self._patience is not None and len(self.curve) - self.best_epoch >= self._patience
-
-    def state(self) -> dict[str, Any]:
-        """What a training that is taken up again must know."""
-        return {"best": self._best, "best_epoch": self.best_epoch, "best_state": self.best_state, "curve": self.curve}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
-        self._best, self.best_epoch = state["best"], state["best_epoch"]
-        self.best_state, self.curve = state["best_state"], list(state["curve"])
-
-
 class _Lightning(LightningModule):
     """What Lightning needs to drive a detector."""
 
@@ -329,7 +221,7 @@ class _Lightning(LightningModule):
         self,
         detector: LearnsByGradient,
         train: Dataset[Tensor],
-        selection: _Selection,
+        selection: Selection,
         on_step: Callable[[int], None],
         *,
         plan: _Plan,

@@ -15,7 +15,7 @@ class FitReport:
         selected_by: the criterion by which the epoch was chosen.
         best_epoch: 1-based; 1 for detectors that look at the data once.
         images_per_s: training throughput, of all processes together.
-        curve: one entry an epoch: epoch, loss and, where there is validation, validation_auroc.
+        curve: one entry an epoch: epoch, loss and what decides on validation, validation_auroc or validation_loss.
         processes: that trained together.
     """
 

@@ -26,7 +26,8 @@ from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import Sano, SanoConfig
 from methods.detectors.vae import VAE, VAEConfig, gaussian_kl, half_squared_error, log_mean_exp, log_normal, reparameterise
 from methods.detectors.vqvae import VQVAE, VQVAEConfig
-from methods.training.fit import fit, score_all
+from methods.training.fit import fit
+from methods.training.selection import score_all
 from tasks.execution import keep_freed_memory
 
 TARGET, SIX_SCORES_TARGET = 1.05, 1.3

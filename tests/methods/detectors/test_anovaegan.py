@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 from methods.detectors.anovaegan import AnoVAEGAN, AnoVAEGANConfig, gradient_penalty
 from methods.detectors.interface import DetectorError, LearnsAgainstCritic
 from methods.detectors.vae import gaussian_kl
-from methods.training.fit import Validation, fit
+from methods.training.fit import fit
+from methods.training.selection import Validation
 
 TINY = AnoVAEGANConfig(input_size_px=16, latent=4, batch_size=4, training_batch_size=4)
 

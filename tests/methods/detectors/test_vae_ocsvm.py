@@ -9,8 +9,9 @@ from sklearn.svm import OneClassSVM
 from methods.detectors.interface import DetectorError, LearnsByGradient, LearnsByMemory
 from methods.detectors.vae import VAE, VAEConfig
 from methods.detectors.vae_ocsvm import VAEOneClassSVM, VAEOneClassSVMConfig
-from methods.training.fit import Validation, fit
+from methods.training.fit import fit
 from methods.training.outcome import FitReport
+from methods.training.selection import Validation
 
 TINY = VAEConfig(input_size_px=8, width=4, latent=5, epochs=3, training_batch_size=4, batch_size=4)
 IMAGES = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.interface import DetectorError, Scores
-from methods.training.fit import FitReport, TrainingError, Validation, fit, score_all
+from methods.training.fit import fit
+from methods.training.outcome import FitReport, TrainingError
+from methods.training.selection import Validation, score_all
 
 
 class _Images(Dataset[Tensor]):
