@@ -132,6 +132,22 @@ class SchedulesRate(Protocol):
 
 
 @runtime_checkable
+class PreparesOnTraining(Detector, Protocol):
+    """A detector that takes something from the training images before it learns by gradient, as the centre of their features."""
+
+    def prepare(self, batches: Iterable[Tensor]) -> None:
+        """Called before the first step, and again where a stage begins (`LearnsInStages`), without gradients; what it takes is state.
+
+        A training that is taken up does not call it again.
+
+        Args:
+            batches: all training images in their order, (N, 3, H, W) on the detector's device, as often as they are iterated over;
+                every process sees all of them.
+        """
+        ...
+
+
+@runtime_checkable
 class LearnsByMemory(Detector, Protocol):
     """A detector that looks at every training image once and keeps something of it."""
 
