@@ -1,4 +1,4 @@
-"""A one-class support vector machine on pretrained latents: spatial means of blocks of EfficientNet-lite0.
+"""A one-class support vector machine on pretrained latents: spatial means of layers of a backbone.
 
 The score is minus the decision function: above 0 is outside. Which latents, ν and the bandwidth are ours; on the latents of a VAE, as Lu &
 Xu 2018 propose, it is `vae_ocsvm`.
@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from methods.detectors.interface import Scores, check_images
-from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, EfficientNetLite0Features
+from methods.detectors.networks.backbones import BackboneConfig, build_backbone
+from methods.detectors.networks.grids import pool_places
 from methods.detectors.networks.one_class_machine import OneClassMachine
 
 
@@ -22,18 +23,11 @@ class OneClassSVMConfig(BaseModel):
 
     kind: Literal["ocsvm"] = "ocsvm"
     input_size_px: int = Field(default=224, ge=32, multiple_of=32)
-    blocks: tuple[Literal[2, 4, 10, 14], ...] = Field(default=(4, 10), min_length=1, description="blocks of the backbone, ascending")
+    backbone: BackboneConfig = BackboneConfig(layers=("block4", "block10"))
     nu: float = Field(default=0.1, gt=0, lt=1, description="ν, upper bound on the share of training images outside")
     gamma: float | Literal["scale"] = Field(default="scale", description="γ; scale for 1 / (dimensions × variance of all features)")
     max_images: int = Field(default=5000, ge=2, description="training images that are fitted, drawn at random if there are more")
     batch_size: int = Field(default=16, ge=1, description="images scored at once")
-
-    @field_validator("blocks")
-    @classmethod
-    def _ascending(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
-        if list(blocks) != sorted(set(blocks)):
-            raise ValueError(f"expected different blocks in ascending order, got {blocks}")
-        return blocks
 
     @field_validator("gamma")
     @classmethod
@@ -56,13 +50,13 @@ class OneClassSVMDetector(nn.Module):
         self.config = config
         self.input_size_px = config.input_size_px
         self.batch_size = config.batch_size
-        self.backbone = EfficientNetLite0Features(config.blocks)
-        self.machine = OneClassMachine(sum(CHANNELS_OF_BLOCK[block] for block in config.blocks))
+        self.backbone = build_backbone(config.backbone)
+        self.machine = OneClassMachine(sum(self.backbone.channels))
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
-        """Latents (N, C) float64 of images (N, 3, H, W) in [0, 1]: each block's mean over the places, joined; not standardised."""
-        return torch.cat([layer.double().mean((2, 3)) for layer in self.backbone(images)], 1)
+        """Latents (N, C) float64 of images (N, 3, H, W) in [0, 1]: each layer's mean over the places, joined; not standardised."""
+        return pool_places(self.backbone(images))
 
     def observe(self, images: Tensor) -> None:
         """Keep the latents of a batch of normal images."""

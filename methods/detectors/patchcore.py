@@ -1,8 +1,9 @@
-"""PatchCore (Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection") on EfficientNet-lite0.
+"""PatchCore (Roth et al. 2022, "Towards Total Recall in Industrial Anomaly Detection").
 
 A memory of locally aggregated features of normal images; the score of a place is its distance to the nearest of them.
 
-Ours, where it departs from the paper: the backbone and its early blocks, which see texture and stain rather than objects; features
+Ours, where it departs from the paper (WideResNet-50-2, layers 2 and 3): the backbone and its early blocks, which see texture and stain
+rather than objects, on one grid whatever their strides; features
 whitened with the mean and covariance of the training set, so that the distance is Mahalanobis's and no direction of large normal
 variation hides a small abnormal one; the memory has a fixed size, found among a random share of all patches; the image score is the
 mean of a share of the largest distances, not the reweighted maximum.
@@ -11,15 +12,15 @@ mean of a share of the largest distances, not the reweighted maximum.
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import DetectorError, Scores, check_images
-from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, STRIDE_PX_OF_BLOCK, EfficientNetLite0Features
+from methods.detectors.networks.backbones import BackboneConfig, build_backbone
+from methods.detectors.networks.grids import average_neighbours, join_on_grid
 from methods.detectors.networks.smoothing import smooth
 
-_STRIDE_PX = 8  # of the grid on which features are compared
 _RIDGE = 1e-2  # added to the covariance, as a share of the mean variance: directions that hardly vary are noise
 
 
@@ -30,7 +31,8 @@ class PatchCoreConfig(BaseModel):
 
     kind: Literal["patchcore"] = "patchcore"
     input_size_px: int = Field(default=256, ge=64, multiple_of=32)
-    blocks: tuple[Literal[2, 4, 10, 14], ...] = Field(default=(2, 4), min_length=1, description="blocks of the backbone, ascending")
+    backbone: BackboneConfig = BackboneConfig(layers=("block2", "block4"))
+    grid_px: int = Field(default=8, ge=1, description="pixels, each way, between the places that are compared")
     memory_size: int = Field(default=2048, ge=1, description="feature vectors kept")
     candidates: int = Field(default=40_000, ge=1, description="patches, drawn at random from all, among which the memory is chosen")
     projection_dims: int | None = Field(default=64, ge=1, description="dimensions in which the memory is chosen; null for all")
@@ -38,12 +40,11 @@ class PatchCoreConfig(BaseModel):
     image_share: float = Field(default=0.03, gt=0, le=1, description="share of places whose highest mean is the image score")
     batch_size: int = Field(default=4, ge=1, description="images scored at once; four stay in a CPU's cache")
 
-    @field_validator("blocks")
-    @classmethod
-    def _ascending(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
-        if list(blocks) != sorted(set(blocks)):
-            raise ValueError(f"expected different blocks in ascending order, got {blocks}")
-        return blocks
+    @model_validator(mode="after")
+    def _fits(self) -> "PatchCoreConfig":
+        if self.input_size_px % self.grid_px:
+            raise ValueError(f"expected grid_px to divide input_size_px {self.input_size_px}, got {self.grid_px}")
+        return self
 
     @property
     def map_size_px(self) -> int | None:
@@ -59,8 +60,8 @@ class PatchCore(nn.Module):
         self.config = config
         self.input_size_px = config.input_size_px
         self.batch_size = config.batch_size
-        self.backbone = EfficientNetLite0Features(config.blocks)
-        dims = sum(CHANNELS_OF_BLOCK[block] for block in config.blocks)
+        self.backbone = build_backbone(config.backbone)
+        dims = sum(self.backbone.channels)
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("whitening", torch.eye(dims))
         self.register_buffer("memory", torch.empty(0, dims))
@@ -68,17 +69,9 @@ class PatchCore(nn.Module):
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
-        """Locally aware patch features (N, H / 8, W / 8, C): 3 × 3 averages of each block on one grid, joined (paper, section 3.1)."""
-        side = images.shape[-1] // _STRIDE_PX
-        layers = []
-        for block, layer in zip(self.config.blocks, self.backbone(images), strict=True):
-            layer = nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False)
-            if STRIDE_PX_OF_BLOCK[block] < _STRIDE_PX:
-                layer = nn.functional.avg_pool2d(layer, _STRIDE_PX // STRIDE_PX_OF_BLOCK[block])
-            elif STRIDE_PX_OF_BLOCK[block] > _STRIDE_PX:
-                layer = nn.functional.interpolate(layer, (side, side), mode="bilinear", align_corners=False)
-            layers.append(layer)
-        return torch.cat(layers, 1).permute(0, 2, 3, 1)
+        """Locally aware patch features (N, h, w, C): 3 × 3 averages of each layer on one grid, joined (paper, section 3.1)."""
+        layers = [average_neighbours(layer) for layer in self.backbone(images)]
+        return join_on_grid(layers, side=self.input_size_px // self.config.grid_px)
 
     def observe(self, images: Tensor) -> None:
         """Keep the features of a batch of normal images."""

@@ -49,10 +49,10 @@ NAMES = {
     "cevae": "ceVAE",
     "vqvae": "VQ-VAE",
     "anovaegan": "AnoVAEGAN",
-    "patchcore": "PatchCore (EfficientNet-lite0)",
+    "patchcore": "PatchCore",
     "sano": "SANO",
     "anoddpm": "AnoDDPM",
-    "ocsvm": "One-class SVM (EfficientNet-lite0)",
+    "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
 }
 
@@ -62,3 +62,8 @@ def build_detector(config: Any) -> Detector:
     detector = _DETECTORS[type(config)](config)
     detector.eval()
     return detector  # type: ignore[return-value]
+
+
+def learns_from_labels(config: Any) -> bool:
+    """Whether the detector of a `DetectorConfig` is trained on both labels: `LearnsFromLabels`, which only an instance can be asked for."""
+    return hasattr(_DETECTORS[type(config)], "labelled_loss")

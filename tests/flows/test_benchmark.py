@@ -23,7 +23,7 @@ RUN = {
     "curation": {"quality": {"checks": ["near-constant"]}, "duplicates": None},
     "detectors": [
         {"kind": "ae", "C0": 4, "d": 4, "input_size_px": 16, "epochs": 2},
-        {"kind": "ocsvm", "input_size_px": 32, "blocks": [2]},
+        {"kind": "ocsvm", "input_size_px": 32, "backbone": {"layers": ["block2"]}},
     ],
     "training": {"threads": 1},
     "execution": {"kind": "process"},

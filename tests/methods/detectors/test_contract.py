@@ -12,13 +12,12 @@ from methods.detectors.anoddpm import AnoDDPMConfig
 from methods.detectors.anovaegan import AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAEConfig
-from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import Detector, DetectorError, LearnsByMemory
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
 from methods.detectors.networks.score_unet import ScoreUNetConfig
 from methods.detectors.networks.smoothing import smooth
 from methods.detectors.ocsvm import OneClassSVMConfig
-from methods.detectors.patchcore import PatchCore, PatchCoreConfig, _whitening
+from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
 from methods.detectors.vae import VAEConfig
@@ -217,60 +216,6 @@ def test_autoencoder_loss_is_the_mean_of_its_scores() -> None:
     torch.testing.assert_close(network.loss(images), scores.image.mean())
     torch.testing.assert_close(scores.pixel, (network.reconstruct(images) - images).square().mean(1))
     torch.testing.assert_close(scores.image, (network.reconstruct(images) - images).square().mean((1, 2, 3)))
-
-
-def test_coreset_is_the_obvious_greedy_one() -> None:
-    vectors = torch.rand(60, 5, generator=torch.Generator().manual_seed(3))
-    chosen = select_coreset(vectors, size=12, generator=torch.Generator().manual_seed(0)).tolist()
-    slow = [chosen[0]]
-    while len(slow) < 12:
-        slow.append(int(torch.cdist(vectors, vectors[slow]).amin(1).argmax()))
-    assert chosen == slow
-    assert select_coreset(vectors, size=99, generator=torch.Generator()).tolist() == list(range(60))
-    same = select_coreset(torch.zeros(5, 2), size=3, generator=torch.Generator().manual_seed(0)).tolist()
-    assert len(set(same)) == 3
-
-
-def test_patchcore_scores_what_it_has_seen_zero_and_measures_mahalanobis_distance() -> None:
-    config = PatchCoreConfig(input_size_px=64, memory_size=10_000, projection_dims=None, smoothing_sigma_px=0)
-    detector, seen = PatchCore(config), images_of(PatchCoreConfig(input_size_px=64), seed=1)
-    with torch.inference_mode():
-        detector.observe(seen)
-        detector.conclude(torch.Generator().manual_seed(0))
-        assert detector.score(seen).image.max() < 0.05
-        new = detector.features(images_of(config, seed=2)).flatten(0, 2)
-        whitened = (new - detector.mean) @ detector.whitening
-        obvious = torch.cdist(whitened, detector.memory).amin(1) / whitened.shape[1] ** 0.5
-        torch.testing.assert_close(detector._nearest(whitened), obvious, atol=1e-3, rtol=1e-3)
-        places = obvious.view(4, -1).sort(descending=True).values
-        worst = places[:, : round(config.image_share * places.shape[1])].mean(1)
-        torch.testing.assert_close(detector.score(images_of(config, seed=2)).image, worst, atol=1e-3, rtol=1e-3)
-
-
-def test_patchcore_whitens_features_so_that_no_direction_varies_more_than_another() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
-    centred = features - features.mean(0)
-    whitened = centred @ _whitening(centred)
-    variances = torch.linalg.eigvalsh(whitened.T @ whitened / len(whitened))
-    assert variances.max() < 1.001
-    assert variances.median() > 0.9  # the ridge holds back those that hardly vary
-
-
-def test_patchcore_map_is_highest_where_something_foreign_was_pasted() -> None:
-    config = PatchCoreConfig(input_size_px=128, memory_size=200)
-    detector = PatchCore(config)
-    normal = images_of(config, seed=1) * 0.2 + 0.4
-    odd = normal[:1].clone()
-    odd[..., 32:96, 32:96] = torch.tensor([0.9, 0.1, 0.8])[:, None, None]
-    with torch.inference_mode():
-        detector.observe(normal)
-        detector.conclude(torch.Generator().manual_seed(0))
-        scores = detector.score(torch.cat([odd, normal[1:2]]))
-    y, x = np.unravel_index(int(scores.pixel[0].argmax()), (128, 128))  # type: ignore[index]
-    assert 24 <= y < 104
-    assert 24 <= x < 104
-    assert scores.image[0] > 2 * scores.image[1]
 
 
 def test_smoothing_is_scipys_gaussian() -> None:

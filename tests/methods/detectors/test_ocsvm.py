@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from sklearn.svm import OneClassSVM
 
 from methods.detectors.interface import DetectorError, LearnsByMemory
+from methods.detectors.networks.backbones import BackboneConfig
+from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 
-CONFIG = OneClassSVMConfig(input_size_px=32, blocks=(2, 4), batch_size=4)
+CONFIG = OneClassSVMConfig(input_size_px=32, backbone=BackboneConfig(layers=("block2", "block4")), batch_size=4)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,13 @@ def test_the_score_is_minus_scikit_learns_decision_function(nu: float, gamma: fl
     assert scores.image.dtype == torch.float32
     assert np.ptp(expected) > 1e-3
     np.testing.assert_allclose(scores.image.numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_latents_are_the_means_of_the_layers() -> None:
+    detector, batch = OneClassSVMDetector(CONFIG), images(4, 1)
+    with torch.inference_mode():
+        expected = torch.cat([block.double().mean((2, 3)) for block in EfficientNetLite0Features((2, 4))(batch)], 1)
+        assert torch.equal(detector.features(batch), expected)
 
 
 def test_other_images_score_higher_and_nu_bounds_the_share_of_training_images_outside() -> None:
@@ -133,7 +142,8 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks": (4, 2)}, "ascending"),
+        ({"blocks": (2, 4)}, "extra"),
+        ({"backbone": {"layers": ()}}, "at least 1"),
         ({"gamma": 0.0}, "above 0"),
         ({"gamma": "auto"}, "gamma"),
         ({"nu": 0.0}, "nu"),
