@@ -9,6 +9,7 @@ from methods.detectors.anoddpm import AnoDDPM, AnoDDPMConfig
 from methods.detectors.anovaegan import AnoVAEGAN, AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
+from methods.detectors.ganomaly import GANomaly, GANomalyConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
@@ -27,7 +28,8 @@ DetectorConfig = Annotated[
     | AnoDDPMConfig
     | PatchCoreConfig
     | OneClassSVMConfig
-    | VAEOneClassSVMConfig,
+    | VAEOneClassSVMConfig
+    | GANomalyConfig,
     Field(discriminator="kind"),
 ]
 
@@ -42,6 +44,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     AnoDDPMConfig: AnoDDPM,
     OneClassSVMConfig: OneClassSVMDetector,
     VAEOneClassSVMConfig: VAEOneClassSVM,
+    GANomalyConfig: GANomaly,
 }
 NAMES = {
     "ae": "Autoencoder",
@@ -54,6 +57,7 @@ NAMES = {
     "anoddpm": "AnoDDPM",
     "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
+    "ganomaly": "GANomaly",
 }
 
 

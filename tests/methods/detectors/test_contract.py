@@ -12,6 +12,7 @@ from methods.detectors.anoddpm import AnoDDPMConfig
 from methods.detectors.anovaegan import AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAEConfig
+from methods.detectors.ganomaly import GANomalyConfig
 from methods.detectors.interface import Detector, DetectorError, LearnsByMemory
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
 from methods.detectors.networks.score_unet import ScoreUNetConfig
@@ -37,6 +38,7 @@ CONFIGS: list[DetectorConfig] = [
     AnoDDPMConfig(input_size_px=16, unet=TINY_UNET, reverse_steps=3, eta=0.0),
     OneClassSVMConfig(input_size_px=64),
     VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
+    GANomalyConfig(input_size_px=64, width=4, latent=8, batch_size=4),
 ]
 # what makes each learn a simple kind of image in a few seconds
 LESSONS: dict[str, dict[str, Any]] = {
@@ -50,6 +52,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "patchcore": {},
     "ocsvm": {},
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
+    "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
 }
 
 
