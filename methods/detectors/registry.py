@@ -10,8 +10,10 @@ from methods.detectors.anovaegan import AnoVAEGAN, AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
 from methods.detectors.ganomaly import GANomaly, GANomalyConfig
+from methods.detectors.deep_if import DeepIF, DeepIFConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
+from methods.detectors.padim import PaDiM, PaDiMConfig
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
 from methods.detectors.sano import Sano, SanoConfig
 from methods.detectors.vae import VAE, VAEConfig
@@ -27,6 +29,8 @@ DetectorConfig = Annotated[
     | SanoConfig
     | AnoDDPMConfig
     | PatchCoreConfig
+    | PaDiMConfig
+    | DeepIFConfig
     | OneClassSVMConfig
     | VAEOneClassSVMConfig
     | GANomalyConfig,
@@ -42,6 +46,8 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     PatchCoreConfig: PatchCore,
     SanoConfig: Sano,
     AnoDDPMConfig: AnoDDPM,
+    PaDiMConfig: PaDiM,
+    DeepIFConfig: DeepIF,
     OneClassSVMConfig: OneClassSVMDetector,
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
@@ -55,6 +61,8 @@ NAMES = {
     "patchcore": "PatchCore",
     "sano": "SANO",
     "anoddpm": "AnoDDPM",
+    "padim": "PaDiM",
+    "deep-if": "Deep IF",
     "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
