@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pandas as pd
 
-from methods.detectors.interface import Detector, LearnsByGradient
+from methods.detectors.interface import Detector, Learner
 from methods.detectors.registry import DetectorConfig
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.training.outcome import FitReport
@@ -47,11 +47,17 @@ def train_detector(
     job = TrainingJob(
         manifest_uri=manifest_uri, manifest_digest=manifest_digest, detector=detector, training=training, checkpoints=str(checkpoints)
     )
-    normal, validation = select_rows(job)
+    train, validation = select_rows(job)
     model = build_untrained(job)
-    report = _fit(model, normal, validation, job)
+    report = _fit(model, train, validation, job)
+    normal = train[train["label"] == 0]
     card = {
-        "trained_on": {"manifest_digest": manifest_digest, "samples": len(normal), "subjects": int(normal["subject_id"].nunique())},
+        "trained_on": {
+            "manifest_digest": manifest_digest,
+            "samples": len(train),
+            "abnormal": len(train) - len(normal),
+            "subjects": int(train["subject_id"].nunique()),
+        },
         "training": {**asdict(report), "seed": training.seed},
         "calibration": calibrate(model, normal=normal, validation=validation, config=calibration, bootstrap=bootstrap),
         "code": {"normascope": version("normascope"), "fingerprint": code_fingerprint(__name__)},
@@ -66,13 +72,13 @@ def train_detector(
     return ModelReference(uri=uri, digest=digest, kind=detector.kind)
 
 
-def _fit(model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, job: TrainingJob) -> FitReport:
+def _fit(model: Detector, train: pd.DataFrame, validation: pd.DataFrame, job: TrainingJob) -> FitReport:
     """Train in this process, or in several that torchrun starts."""
     processes = count_processes(model, job.training)
-    passes = model.epochs if isinstance(model, LearnsByGradient) else 1
-    with show_progress(f"train {type(model).__name__}", len(normal) * passes) as bar:
+    passes = model.epochs if isinstance(model, Learner) else 1
+    with show_progress(f"train {type(model).__name__}", len(train) * passes) as bar:
         if processes == 1:
-            return fit_rows(model, normal, validation, job, rank=Rank(), on_step=bar.advance)
+            return fit_rows(model, train, validation, job, rank=Rank(), on_step=bar.advance)
         tensors, report = fit_by_torchrun(job, processes=processes, on_step=bar.advance)
         model.load_state_dict(tensors)  # type: ignore[attr-defined]
         return report

@@ -114,10 +114,10 @@ def train_rank(exchange: Exchange, rank: Rank) -> None:
     """Train this rank's share; rank 0 writes the result."""
     job = exchange.read_job()
     keep_freed_memory()
-    normal, validation = select_rows(job)
+    train, validation = select_rows(job)
     model = build_untrained(job)
     progress = _Progress(exchange, tells=rank.index == 0)
-    report = fit_rows(model, normal, validation, job, rank=rank, on_step=progress.advance)
+    report = fit_rows(model, train, validation, job, rank=rank, on_step=progress.advance)
     progress.tell()
     if rank.index == 0:
         exchange.write_result(model, report)

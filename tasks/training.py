@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from methods.detectors.interface import Detector, LearnsByMemory, SelectionRule
-from methods.detectors.registry import DetectorConfig, build_detector
+from methods.detectors.registry import DetectorConfig, build_detector, learns_from_labels
+from methods.training.labels import check_classes
 from methods.training.outcome import FitReport
 from methods.training.ranks import Rank
 from methods.training.selection import Validation
@@ -36,8 +37,8 @@ class TrainingConfig(BaseModel):
     )
     selection: SelectionRule | None = Field(
         default=None,
-        description="by which the epoch is chosen on validation: highest image AUROC, or lowest loss of normal images; null: as the "
-        "detector's paper does",
+        description="by which the epoch is chosen on validation: highest image AUROC, or lowest loss of normal images "
+        "(of a classifier, of all); null: as the detector's paper does",
     )
     patience: int | None = Field(default=None, ge=1, description="epochs without a better one after which training stops; null: never")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(default="32-true", description="mixed ones halve memory on GPUs")
@@ -69,10 +70,20 @@ class TrainingJob(BaseModel):
 
 
 def select_rows(job: TrainingJob) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The manifest's rows of normal training samples, as many of a subject as the configuration says, and of validation samples."""
+    """The manifest's rows of training samples, as many of a subject as the configuration says, and of validation samples.
+
+    Training samples are the normal ones, for a detector that learns from labels those of both labels.
+
+    Raises:
+        TrainingError: such a detector has fewer than two samples of a class.
+    """
     rows = read_manifest(job.manifest_uri, digest=job.manifest_digest)
     rows = rows[rows["label"].notna()]
-    return _cap_per_subject(rows[(rows["split"] == "train") & (rows["label"] == 0)], job.training), rows[rows["split"] == "validation"]
+    by_labels = learns_from_labels(job.detector)
+    train = _cap_per_subject(rows[(rows["split"] == "train") & ((rows["label"] == 0) | by_labels)], job.training)
+    if by_labels:
+        check_classes(train["label"].to_numpy(int))
+    return train, rows[rows["split"] == "validation"]
 
 
 def build_untrained(job: TrainingJob) -> Detector:
@@ -92,7 +103,7 @@ def count_processes(model: Detector, training: TrainingConfig) -> int:
 
 
 def fit_rows(
-    model: Detector, normal: pd.DataFrame, validation: pd.DataFrame, job: TrainingJob, *, rank: Rank, on_step: Callable[[int], None]
+    model: Detector, train: pd.DataFrame, validation: pd.DataFrame, job: TrainingJob, *, rank: Rank, on_step: Callable[[int], None]
 ) -> FitReport:
     """Train a detector in place, alone or as one of several processes; see `methods.training.fit.fit`."""
     from methods.training.fit import fit  # here, because Lightning takes seconds to import
@@ -101,7 +112,8 @@ def fit_rows(
     with torch.random.fork_rng(devices=[]):
         return fit(
             model,
-            SampleDataset(normal, size_px=model.input_size_px, cache_bytes=_CACHE_BYTES // rank.count),
+            SampleDataset(train, size_px=model.input_size_px, cache_bytes=_CACHE_BYTES // rank.count),
+            labels=train["label"].to_numpy(int),
             validation=_validation(model, validation, training),
             seed=training.seed,
             threads=max(1, (training.threads or available_cores()) // rank.count),

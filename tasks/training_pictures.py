@@ -70,11 +70,11 @@ def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) ->
 
 
 def _tabulate(report: "FitReport") -> str:
-    names = [name for name in ("loss", "validation_loss", "validation_auroc") if all(name in entry for entry in report.curve)]
+    names = [name for name in ("loss", "validation_loss", "validation_auroc") if any(name in entry for entry in report.curve)]
     lines = [f"| epoch | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (1 + len(names)) + "|"]
     for entry in report.curve:
         kept = " (kept)" if int(entry["epoch"]) == report.best_epoch else ""
-        lines.append(f"| {int(entry['epoch'])}{kept} | {' | '.join(f'{entry[name]:.5g}' for name in names)} |")
+        lines.append(f"| {int(entry['epoch'])}{kept} | {' | '.join(f'{entry[name]:.5g}' if name in entry else '' for name in names)} |")
     return "\n".join(lines)
 
 

@@ -101,7 +101,10 @@ class LearnsFromLabels(Detector, Protocol):
         ...
 
     def weigh_samples(self, labels: Tensor) -> Tensor:
-        """How often, in proportion, each of the training samples is drawn, (n,) float64 for labels (n,); all equal: each once an epoch."""
+        """How often, in proportion, each of the training samples is drawn, (n,) float64 above 0 for labels (n,) int64.
+
+        All equal: each once an epoch. Otherwise as many draws an epoch as there are samples, with replacement.
+        """
         ...
 
     def build_optimizer(self) -> torch.optim.Optimizer:
@@ -109,22 +112,31 @@ class LearnsFromLabels(Detector, Protocol):
         ...
 
 
+Learner = LearnsByGradient | LearnsFromLabels  # what the training room drives with Lightning
+
+
 @runtime_checkable
 class LearnsInStages(LearnsByGradient, Protocol):
-    """A detector whose network or loss changes while it learns, as by progressive growing; where it stands is part of its state."""
+    """A detector whose network or loss changes while it learns, as by progressive growing; where it stands is part of its state.
+
+    It has all its weights from the beginning, and they require gradients in every stage: only then can several processes share a training.
+    """
 
     def advance_to(self, epoch: float) -> bool:
-        """Called before each step with the epochs done so far, in fractions. True: a stage begins, for which the optimiser starts anew."""
+        """Called before each step with the epochs done so far, in fractions. True: a stage begins.
+
+        The optimiser is then what `build_optimizer` gives; so it is at the start, whatever the first call says.
+        """
         ...
 
     def is_complete(self) -> bool:
-        """Whether it has reached its last form; only epochs that end so are compared and kept."""
+        """Whether it has reached its last form; only epochs that end so are measured on validation, compared and kept."""
         ...
 
 
 @runtime_checkable
 class SchedulesRate(Protocol):
-    """A detector whose learning rate follows a schedule."""
+    """A detector that learns by one optimiser in one stage and whose learning rate follows a schedule."""
 
     def build_scheduler(self, optimizer: torch.optim.Optimizer, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         """A schedule over all `steps` of the training, advanced after each."""

@@ -1,9 +1,10 @@
-"""In which order the images come, and which of them a rank takes."""
+"""Which images come in which order, and which of them a rank takes."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from methods.training.ranks import Rank
@@ -18,17 +19,27 @@ class EpochSampler(Sampler[int]):
     """A new order each epoch that depends on the seed and the number of the epoch alone, not on the epochs before.
 
     The epoch is asked for: Lightning announces (`set_epoch`) the first one after a resume too late.
+
+    Args:
+        count: of images.
+        seed: of the order.
+        epoch: tells the number of the epoch.
+        weights: how often, in proportion, each image is drawn, (count,) float64: `count` draws with replacement, as those of torch's
+            `WeightedRandomSampler`; None: every image once.
     """
 
-    def __init__(self, count: int, *, seed: int, epoch: Callable[[], int]) -> None:
-        self._count, self._seed, self._epoch = count, seed, epoch
+    def __init__(self, count: int, *, seed: int, epoch: Callable[[], int], weights: Tensor | None = None) -> None:
+        self._count, self._seed, self._epoch, self._weights = count, seed, epoch, weights
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(mix_seeds(self._seed, self._epoch()))
-        yield from torch.randperm(self._count, generator=generator).tolist()
+        if self._weights is None:
+            yield from torch.randperm(self._count, generator=generator).tolist()
+        else:
+            yield from torch.multinomial(self._weights, self._count, replacement=True, generator=generator).tolist()
 
 
 class SharedBatches(Sampler[list[int]]):

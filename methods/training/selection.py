@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from methods.detectors.interface import Detector, LearnsByGradient, Scores, SelectionRule
+from methods.detectors.interface import Detector, Learner, LearnsFromLabels, Scores, SelectionRule
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
 from methods.training.batches import mix_seeds
+from methods.training.labels import LabelledImages, batch_loss, images_of
 from methods.training.ranks import Rank, gather
 
 
@@ -50,11 +51,13 @@ class Selection:
     """Keeps the weights of the best epoch; all ranks measure together and choose the same."""
 
     def __init__(
-        self, detector: LearnsByGradient, validation: Validation | None, patience: int | None, rank: Rank, *, rule: SelectionRule, seed: int
+        self, detector: Learner, validation: Validation | None, patience: int | None, rank: Rank, *, rule: SelectionRule, seed: int
     ) -> None:
         self._detector = detector
         self._validation = validation
-        self._normal = np.flatnonzero(validation.labels == 0) if validation is not None else np.empty(0, int)
+        self._by_labels = isinstance(detector, LearnsFromLabels)
+        labels = validation.labels if validation is not None else np.empty(0, int)
+        self._measured = np.flatnonzero((labels == 0) | self._by_labels)  # images whose loss is measured
         self._by_auroc = rule == "auroc" and validation is not None and len(np.unique(validation.labels)) == 2
         self.rule = self._describe(rule)
         self._patience = patience
@@ -68,22 +71,25 @@ class Selection:
     def _describe(self, rule: SelectionRule) -> str:
         if self._by_auroc:
             return "highest image AUROC on validation"
-        if not len(self._normal):
-            return "lowest training loss (no normal images in validation)"
-        return f"lowest loss on normal validation images{' (validation lacks a class)' if rule == 'auroc' else ''}"
+        which = "" if self._by_labels else "normal "
+        if not len(self._measured):
+            return f"lowest training loss (no {which}images in validation)"
+        return f"lowest loss on {which}validation images{' (validation lacks a class)' if rule == 'auroc' else ''}"
 
-    def end_epoch(self, epoch: int, loss: float) -> None:
-        """Measure and, when it is the best so far, keep."""
+    def end_epoch(self, epoch: int, loss: float, *, is_complete: bool) -> None:
+        """Measure and, when it is the best so far, keep; one before the last stage has its training loss written down, no more."""
         entry = {"epoch": float(epoch), "loss": loss}
+        self.curve.append(entry)
+        if not is_complete:
+            return
         quality = -loss
         if self._validation is not None and self._by_auroc:
             scores = self._score(self._validation)
             counts = count_scores(scores, self._validation.labels, np.zeros(len(scores), int))
             quality = entry["validation_auroc"] = float(roc_auc(counts.normal.sum(0), counts.abnormal.sum(0)))
-        elif self._validation is not None and len(self._normal):
+        elif self._validation is not None and len(self._measured):
             entry["validation_loss"] = self._measure_loss(self._validation)
             quality = -entry["validation_loss"]
-        self.curve.append(entry)
         if quality > self._best:
             self._best, self.best_epoch = quality, epoch
             self.best_state = {name: copy.deepcopy(tensor) for name, tensor in self._detector.state_dict().items()}
@@ -98,20 +104,23 @@ class Selection:
         return gather(scores, device_of(self._detector)).T.flatten()[:n].numpy()  # (ranks, n / ranks) to the images' order
 
     def _measure_loss(self, validation: Validation) -> float:
-        """Mean loss of normal images, with the same noise after every epoch; each rank measures every `count`-th image."""
+        """Mean loss of the measured images, with the same noise after every epoch; each rank measures every `count`-th image."""
         device, total = device_of(self._detector), torch.zeros(2)  # sum of losses, images
-        own = self._normal[self._rank.index :: self._rank.count].tolist()
+        own = self._measured[self._rank.index :: self._rank.count].tolist()
+        images = LabelledImages(validation.images, validation.labels) if self._by_labels else validation.images
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(mix_seeds(self._seed, self._rank.index))
-            for batch in DataLoader(Subset(validation.images, own), batch_size=self._detector.training_batch_size) if own else ():
-                total += torch.tensor([float(self._detector.loss(batch.to(device))) * len(batch), len(batch)])
-        loss, images = gather(total, device).sum(0).tolist()
-        return float(loss / images)
+            for batch in DataLoader(Subset(images, own), batch_size=self._detector.training_batch_size) if own else ():
+                batch = [part.to(device) for part in batch] if self._by_labels else batch.to(device)
+                count = len(images_of(batch))
+                total += torch.tensor([float(batch_loss(self._detector, batch)) * count, count])
+        loss, count = gather(total, device).sum(0).tolist()
+        return float(loss / count)
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether too many epochs have passed since the best."""
-        return self._patience is not None and len(self.curve) - self.best_epoch >= self._patience
+        """Whether too many epochs have passed since the best; none before the last stage counts."""
+        return self._patience is not None and self.best_epoch > 0 and len(self.curve) - self.best_epoch >= self._patience
 
     def state(self) -> dict[str, Any]:
         """What a training that is taken up again must know."""

@@ -27,8 +27,9 @@ class LearningCurve:
     Attributes:
         epochs: 1, 2, …
         loss: mean training loss of the epoch.
-        validation_auroc: of the images of the validation split; None where it has no part in the choice.
-        validation_loss: of its normal images; None where that has none.
+        validation_auroc: of the images of the validation split; NaN for an epoch that was not compared; None where it has no part in the
+            choice.
+        validation_loss: of its normal images, or of all for a classifier; NaN and None as above.
         best_epoch: the one whose weights were kept.
     """
 
@@ -40,9 +41,9 @@ class LearningCurve:
 
     @classmethod
     def of(cls, entries: list[dict[str, float]], *, best_epoch: int) -> "LearningCurve":
-        """From one entry an epoch: epoch, loss and, all or none, validation_auroc or validation_loss."""
+        """From one entry an epoch: epoch, loss and, unless it ended before the last stage, validation_auroc or validation_loss."""
         measured = {
-            name: [entry[name] for entry in entries] if all(name in entry for entry in entries) else None
+            name: [entry.get(name, math.nan) for entry in entries] if any(name in entry for entry in entries) else None
             for name in ("validation_auroc", "validation_loss")
         }
         return cls(
@@ -206,6 +207,86 @@ def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
                 right.set(ylim=(0, 1), ylabel="Validation AUROC, green")
         for panel in panels[len(learning) :]:
             panel.set_axis_off()
+        return _as_svg(figure, prefix)
+
+
+@dataclass(frozen=True)
+class StudyLine:
+    """Test AUROC by the number of anomalies that a configuration was chosen by; one line for each number of types.
+
+    Attributes:
+        label: of the line.
+        counts: numbers of anomalies, ascending.
+        means: over the draws.
+        deviations: standard deviations over the draws; None for a single draw.
+    """
+
+    label: str
+    counts: list[int]
+    means: list[float]
+    deviations: list[float | None]
+
+
+def draw_study(lines: list[StudyLine], *, references: dict[str, float], prefix: str) -> str:
+    """Test AUROC of what few anomalies chose, mean ± standard deviation over draws, as inline SVG.
+
+    Args:
+        lines: one for each number of types.
+        references: name -> test AUROC, drawn as level lines: the best and the worst trial, other criteria's choices.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        counts = sorted({count for line in lines for count in line.counts})
+        for place, line in enumerate(lines):
+            colour, style = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)]
+            at = [counts.index(count) + 0.06 * (place - (len(lines) - 1) / 2) for count in line.counts]  # side by side, not over each other
+            axes.errorbar(
+                at, line.means, yerr=[one or 0 for one in line.deviations], color=colour, ls=style, lw=1.4, marker="o", ms=4, capsize=3,
+                label=line.label,
+            )  # fmt: skip
+        axes.set(xlabel="Anomalies that the choice was made by", ylabel="AUROC on the test split", xlim=(-0.4, len(counts) - 0.6 + 1.1))
+        axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+        _write_levels(axes, references, right=len(counts) - 0.55)
+        axes.grid(axis="y", color="#e4e4e4", lw=0.6)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper left", ncols=4, handlelength=2.8)
+        return _as_svg(figure, prefix)
+
+
+def _write_levels(axes: Axes, references: dict[str, float], *, right: float) -> None:
+    """Level lines with their names at the right, equal ones under one name, near ones moved apart."""
+    names: dict[float, list[str]] = {}
+    for name, value in references.items():
+        names.setdefault(round(value, 4), []).append(name)
+    for value in names:
+        axes.axhline(value, color="#999999", lw=0.8, ls=(0, (2, 2)), zorder=0)
+    low, high = axes.get_ylim()
+    gap, last = 0.055 * (high - low), -math.inf
+    for value, together in sorted(names.items()):
+        last = max(value, last + gap)
+        axes.annotate(", ".join(together), (right, last), va="center", fontsize=8, color="#333333")
+
+
+def draw_criteria(panels: dict[str, tuple[np.ndarray, int]], tested: np.ndarray, *, prefix: str) -> str:
+    """The test AUROC of every trial against what each criterion says of it, one panel a criterion, its choice ringed, as inline SVG.
+
+    Args:
+        panels: criterion -> its values (T,), NaN for trials that failed, and the trial that it chose.
+        tested: (T,) AUROC on the test split.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 2.9), layout="constrained")
+        for axes, (name, (values, chosen)) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+            axes.plot(values, tested, "o", color="#000000", ms=3.5, alpha=0.75)
+            axes.plot(values[chosen], tested[chosen], "o", ms=10, mfc="none", mec=ABNORMAL_COLOUR, mew=1.6)
+            axes.set(title=name, xlabel="Lower is chosen" if name == "loss" else "Higher is chosen")
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.grid(color="#e4e4e4", lw=0.6)
+            axes.set_axisbelow(True)
+        figure.axes[0].set_ylabel("AUROC on the test split")
         return _as_svg(figure, prefix)
 
 
