@@ -33,7 +33,9 @@ def benchmark(config: RunConfig, plan: BenchmarkPlan) -> BenchmarkReference:
                 models = train(one, manifest)
                 tested = keep_test(manifest, store=one.store)
                 experiments.append(Experiment(normal=str(normal), seed=seed, tested=tested, stores=score(one, tested, models)))
-            reference: BenchmarkReference = write_benchmark(config.name, experiments, bootstrap=plan.bootstrap, store=config.store)
+            reference: BenchmarkReference = write_benchmark(
+                config.name, experiments, bootstrap=plan.bootstrap, store=config.store, execution=config.execution
+            )
     create_table_artifact(
         key="benchmark",
         table=flatten(filesystems.read_json(reference["json_uri"])),

@@ -1,4 +1,4 @@
-"""Pictures inside container files, named by the file and "array:index": MedMNIST .npz, CIFAR-10, SVHN .mat, MNIST's .csv.gz.
+"""Pictures inside files, named by the file and "array:index": MedMNIST .npz, CIFAR-10, SVHN .mat, MNIST's .csv.gz, windows of a PNG.
 
 Layouts: MedMNIST https://medmnist.com, CIFAR-10 https://www.cs.toronto.edu/~kriz/cifar.html, SVHN http://ufldl.stanford.edu/housenumbers.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.io.matlab import MatReadError
 
 from storage import filesystems
-from storage.images import UnreadableImageError
+from storage.images import UnreadableImageError, read_image
 
 _CIFAR_SIDE_PX = 32
 _CIFAR_PIXEL_BYTES = 3 * _CIFAR_SIDE_PX**2
@@ -84,12 +84,13 @@ def read_array(uri: str, name: str) -> NDArray[Any]:
     """Read an array of a container: pictures (N, H, W) or (N, H, W, 3) uint8, labels (N,) or (N, L) of integers.
 
     Names are "data" and "labels" in CIFAR-10's files, "X" and "y" in SVHN's, "digits" and "labels" in MNIST's, and their own in .npz.
+    In a .png "64x32" is its windows of 64 × 32 px (width × height), row by row; what is left over at right and below is in none.
 
     Raises:
         UnreadableImageError: no such array, or a damaged container.
     """
     lower = filesystems.name_of(uri).lower()
-    kinds = {".npz": _read_npz, ".mat": _read_svhn, ".bin": _read_cifar_binary, ".csv.gz": _read_digits}
+    kinds = {".npz": _read_npz, ".mat": _read_svhn, ".bin": _read_cifar_binary, ".csv.gz": _read_digits, ".png": _read_windows}
     read = next((read for suffix, read in kinds.items() if lower.endswith(suffix)), _read_cifar_pickle)
     try:
         return read(uri, name)
@@ -158,6 +159,18 @@ def _read_digits(uri: str, name: str) -> NDArray[Any]:
         rows = pd.read_csv(file, header=None, dtype=np.uint8, compression="gzip").to_numpy()
     side_px = math.isqrt(rows.shape[1] - 1)
     return {"labels": rows[:, -1], "digits": rows[:, :-1].reshape(-1, side_px, side_px)}[name]
+
+
+def _read_windows(uri: str, name: str) -> NDArray[Any]:
+    width_px, _, height_px = name.partition("x")
+    if not (width_px.isdecimal() and height_px.isdecimal() and int(width_px) and int(height_px)):
+        raise KeyError(name)
+    with filesystems.open_for_reading(uri) as file:
+        picture = read_image(file)
+    width, height = int(width_px), int(height_px)
+    rows, columns = picture.shape[0] // height, picture.shape[1] // width
+    grid = picture[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
+    return grid.swapaxes(1, 2).reshape(rows * columns, height, width, 3)
 
 
 def _from_planes(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -17,10 +17,13 @@ from storage import filesystems
 from storage.manifest import read_manifest, write_manifest
 from storage.scores import open_store
 from tasks.caching import cached_task, digest_of
+from tasks.evaluate import count_test_pixels
+from tasks.execution import ExecutionConfig
 from tasks.progress import show_progress
 from tasks.references import ManifestReference, StoreReference
 
 _METRICS = {"AUROC": roc_auc, "average precision": average_precision}
+_LEVELS = {"image": "", "pixel": "pixel "}  # before the metric's name
 
 
 class BenchmarkPlan(BaseModel):
@@ -72,15 +75,21 @@ def keep_test(manifest: ManifestReference, *, store: str) -> ManifestReference:
     name="write benchmark",
     run_name="write benchmark {name}",
     outputs_exist=lambda reference: all(filesystems.exists(uri) for uri in reference.values()),
+    ignore=("execution",),
 )
-def write_benchmark(name: str, experiments: list[Experiment], *, bootstrap: BootstrapConfig, store: str) -> BenchmarkReference:
-    """Mean, interval and deviation of every detector's image metrics over all experiments, as JSON, CSV and Markdown.
+def write_benchmark(
+    name: str, experiments: list[Experiment], *, bootstrap: BootstrapConfig, store: str, execution: ExecutionConfig
+) -> BenchmarkReference:
+    """Mean, interval and deviation of every detector's metrics over all experiments, as JSON, CSV and Markdown.
+
+    Image metrics, and pixel metrics of the detectors that have maps where every experiment has masks.
 
     Args:
         name: of the benchmark.
         experiments: every class with every seed.
         bootstrap: of the intervals.
         store: where the files go.
+        execution: where pixels are counted.
 
     Raises:
         UndefinedMetricError: an experiment tests one class alone, or a class has a single subject.
@@ -95,12 +104,13 @@ def write_benchmark(name: str, experiments: list[Experiment], *, bootstrap: Boot
     rows = []
     with show_progress("summarise the benchmark", len(labels) * len(experiments)) as bar:
         for position, (kind, label) in enumerate(labels):
-            counts = {key: _count(tables[key], found["stores"][position]) for key, found in at.items()}
             row: dict[str, Any] = {"detector": label, "kind": kind, "metrics": {}}
-            for metric, statistic in _METRICS.items():
-                values = [[replicate(counts[seed, each], statistic, weights) for each in classes] for seed in seeds]
-                found = summarise(np.moveaxis(np.array(values), -1, 0), weights, level=bootstrap.level)
-                row["metrics"][metric] = _as_row(found, classes)
+            for level, prefix in _LEVELS.items():
+                counts = {key: counted for key in at if (counted := _count(tables[key], at[key], position, level, execution)) is not None}
+                for metric, statistic in _METRICS.items() if len(counts) == len(at) else ():
+                    values = [[replicate(counts[seed, each], statistic, weights) for each in classes] for seed in seeds]
+                    found = summarise(np.moveaxis(np.array(values), -1, 0), weights, level=bootstrap.level)
+                    row["metrics"][prefix + metric] = _as_row(found, classes)
             rows.append(row)
             bar.advance(len(experiments))
     result = {
@@ -125,21 +135,35 @@ def flatten(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """The same for people: means with intervals, then AUROC by class."""
+    """The same for people: means with intervals, then AUROC by class; images first, then pixels where there are any."""
+    parts = [
+        _tabulate(result, prefix) for prefix in _LEVELS.values() if any(prefix + "AUROC" in row["metrics"] for row in result["detectors"])
+    ]
+    return "\n".join([*(line for part in parts for line in [*part, ""]), result["interval"]["covers"], ""])
+
+
+def _tabulate(result: dict[str, Any], prefix: str) -> list[str]:
     level = f"{result['interval']['level']:.0%} interval"
-    lines = [f"| | AUROC | {level} | SD over seeds | average precision | {level} |", "|---|---|---|---|---|---|"]
-    for row in result["detectors"]:
-        auroc, precision = row["metrics"]["AUROC"], row["metrics"]["average precision"]
+    lines = [f"| | {prefix}AUROC | {level} | SD over seeds | {prefix}average precision | {level} |", "|---|---|---|---|---|---|"]
+    rows = [row for row in result["detectors"] if prefix + "AUROC" in row["metrics"]]
+    for row in rows:
+        auroc, precision = (row["metrics"][prefix + metric] for metric in _METRICS)
         deviation = "–" if auroc["sd_over_seeds"] is None else f"{auroc['sd_over_seeds']:.3f}"
         lines.append(
             f"| {row['detector']} | {auroc['mean']:.3f} | {auroc['low']:.3f} to {auroc['high']:.3f} | {deviation} "
             f"| {precision['mean']:.3f} | {precision['low']:.3f} to {precision['high']:.3f} |"
         )
-    lines += ["", "AUROC by normal class:", "", f"| | {' | '.join(result['classes'])} |", "|---" * (1 + len(result["classes"])) + "|"]
-    for row in result["detectors"]:
-        by_class = row["metrics"]["AUROC"]["by_class"].values()
+    lines += [
+        "",
+        f"{prefix}AUROC by normal class:",
+        "",
+        f"| | {' | '.join(result['classes'])} |",
+        "|---" * (1 + len(result["classes"])) + "|",
+    ]
+    for row in rows:
+        by_class = row["metrics"][prefix + "AUROC"]["by_class"].values()
         lines.append(f"| {row['detector']} | {' | '.join(f'{value:.3f}' for value in by_class)} |")
-    return "\n".join([*lines, "", result["interval"]["covers"], ""])
+    return lines
 
 
 def _strata(tables: dict[tuple[int, str], pd.DataFrame]) -> dict[str, str]:
@@ -157,7 +181,14 @@ def _label(stores: list[StoreReference]) -> list[tuple[str, str]]:
     return list(zip(kinds, numbered, strict=True))
 
 
-def _count(table: pd.DataFrame, store: StoreReference) -> SubjectCounts:
+def _count(table: pd.DataFrame, experiment: Experiment, position: int, level: str, execution: ExecutionConfig) -> SubjectCounts | None:
+    """Image scores or pixels of one detector in one experiment; None where it has no maps or the experiment no masks."""
+    store = experiment["stores"][position]
+    if level == "pixel":
+        if table["mask_uri"].isna().all():
+            return None
+        shards = np.arange(len(table)) // open_store(store["uri"]).shard_rows
+        return count_test_pixels(store, experiment["tested"], shards=shards, execution=execution)
     scores = open_store(store["uri"], expected={"manifest_digest": store["manifest_digest"]}).image_scores()
     return count_scores(scores, table["label"].to_numpy(int), table["subject_id"].to_numpy(str))
 

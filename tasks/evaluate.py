@@ -76,7 +76,7 @@ def evaluate_store(
             "metrics need both. Add abnormal pictures, or set paint to paint anomalies into some of the normal ones"
         )
     image = count_scores(scores, labels, rows["subject_id"][labelled].to_numpy(str))
-    pixel = _count_pixels(opened.map_size_px, store, manifest, np.flatnonzero(tested) // opened.shard_rows, execution)
+    pixel = count_test_pixels(store, manifest, shards=np.flatnonzero(tested) // opened.shard_rows, execution=execution)
     card = read_bundle(model["uri"], digest=model["digest"]).card
     calibration = card["calibration"]
     thresholds = {level: Threshold(**found) for level, found in calibration.get("thresholds", {}).items()}
@@ -121,10 +121,18 @@ def count_shard(job: CountJob) -> SubjectCounts | None:
     return count_pixels(maps, np.stack([mask for mask in masks if mask is not None]), table["subject_id"].to_numpy(str)[known])
 
 
-def _count_pixels(
-    size: int | None, store: StoreReference, manifest: ManifestReference, shards: np.ndarray, execution: ExecutionConfig
+def count_test_pixels(
+    store: StoreReference, manifest: ManifestReference, *, shards: np.ndarray, execution: ExecutionConfig
 ) -> SubjectCounts | None:
-    if size is None:
+    """The pixels of the test split, by subject, class and value; None for a detector without maps, or where no mask shows an anomaly.
+
+    Args:
+        store: of the scores.
+        manifest: whose rows they are.
+        shards: numbers of those that hold samples of the test split; may repeat.
+        execution: where the shards are counted.
+    """
+    if open_store(store["uri"]).map_size_px is None:
         return None
     jobs = [CountJob(store_uri=store["uri"], manifest=manifest, shard=int(shard), split="test") for shard in np.unique(shards)]
     counts: list[SubjectCounts] = []

@@ -34,15 +34,13 @@ class PaintConfig(BaseModel):
 
 
 def paint_items(items: list[ItemReference], *, paint: PaintConfig, store: str) -> list[ItemReference]:
-    """The items with some of the normal pictures replaced by painted ones. Slides stay as they are."""
-    normal = sorted(
-        {item["subject_id"] for item in items if item["label"] == 0 and item["unreadable"] is None and not is_slide(item["uri"])}
-    )
+    """The items with some of the normal pictures replaced by painted ones. Slides stay as they are, and what the source gives to train."""
+    normal = sorted({item["subject_id"] for item in items if _may_be_painted(item)})
     rng = np.random.default_rng(paint.seed)
     chosen = {str(subject) for subject in rng.permutation(normal)[: round(paint.share * len(normal))]}
     painted, number = [], 0
     for item in items:
-        if item["subject_id"] in chosen and item["label"] == 0 and item["unreadable"] is None:
+        if item["subject_id"] in chosen and _may_be_painted(item):
             finding = paint.findings[number % len(paint.findings)]
             painted.append(
                 cast(ItemReference, paint_item(item, finding=finding, regions=paint.regions, seed=paint.seed + number, store=store))
@@ -51,6 +49,10 @@ def paint_items(items: list[ItemReference], *, paint: PaintConfig, store: str) -
         else:
             painted.append(item)
     return painted
+
+
+def _may_be_painted(item: ItemReference) -> bool:
+    return item["label"] == 0 and item["split"] != "train" and item["unreadable"] is None and not is_slide(item["uri"])
 
 
 @cached_task(

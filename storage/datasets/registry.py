@@ -20,6 +20,7 @@ from storage.datasets.mnist import MnistSource, list_mnist
 from storage.datasets.sd198 import Sd198Source, list_sd198
 from storage.datasets.source import SourceItem
 from storage.datasets.svhn import SvhnSource, list_svhn
+from storage.datasets.textures import TextureSource, list_texture
 
 AnySource = Annotated[
     FolderSource
@@ -35,7 +36,8 @@ AnySource = Annotated[
     | Cifar10Source
     | SvhnSource
     | MedMnistSource
-    | MnistSource,
+    | MnistSource
+    | TextureSource,
     Field(discriminator="kind"),
 ]
 
@@ -54,6 +56,7 @@ _READERS: dict[type, Callable[[Any], list[SourceItem]]] = {
     SvhnSource: list_svhn,
     MedMnistSource: list_medmnist,
     MnistSource: list_mnist,
+    TextureSource: list_texture,
 }
 
 

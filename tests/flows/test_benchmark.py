@@ -68,6 +68,26 @@ def test_a_benchmark_ends_in_a_table_and_a_longer_one_does_only_what_is_new(tmp_
     assert json.loads(Path(longer["json_uri"]).read_text())["detectors"][0]["metrics"]["AUROC"]["sd_over_seeds"] is not None
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_painted_textures_are_measured_by_the_pixel_too_and_training_stays_unpainted(tmp_path: Path) -> None:
+    run = {
+        "source": {"kind": "texture", "texture": "grass"},
+        "paint": {"share": 0.5, "regions": 1, "findings": ["blur", "pen"]},
+        "tiling": {"pictures": "tiled", "size_px": 64},
+        "split": {"train": 0.4, "validation": 0.2, "test": 0.4},
+    }
+    reference = benchmark(*load_benchmark(write(tmp_path, run=run, plan={"classes": {"texture": ["grass"]}})))
+    with_maps, without = json.loads(Path(reference["json_uri"]).read_text())["detectors"]
+    assert list(with_maps["metrics"]) == ["AUROC", "average precision", "pixel AUROC", "pixel average precision"]
+    assert list(without["metrics"]) == ["AUROC", "average precision"]
+    markdown = Path(reference["markdown_uri"]).read_text()
+    assert markdown.count("| Autoencoder |") == 4
+    assert markdown.count("pixel AUROC") == 2
+    (manifest,) = map(read_manifest, map(str, (Path(reference["json_uri"]).parents[2] / "manifests").glob("manifest-*")))
+    assert not manifest["mask_uri"][manifest["split"] == "train"].notna().any()
+    assert manifest["mask_uri"][manifest["split"] == "test"].notna().any()
+
+
 def _check_that_training_was_told_of_no_tested_sample(store: Path) -> None:
     tested = {path.stem.removeprefix("test-of-"): read_manifest(str(path)) for path in (store / "manifests").glob("test-of-*")}
     wholes = {_digest(path): read_manifest(str(path)) for path in (store / "manifests").glob("manifest-*")}
