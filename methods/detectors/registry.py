@@ -9,8 +9,9 @@ from methods.detectors.anoddpm import AnoDDPM, AnoDDPMConfig
 from methods.detectors.anovaegan import AnoVAEGAN, AnoVAEGANConfig
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
-from methods.detectors.ganomaly import GANomaly, GANomalyConfig
+from methods.detectors.deep_geo import DeepGeo, DeepGeoConfig
 from methods.detectors.deep_if import DeepIF, DeepIFConfig
+from methods.detectors.ganomaly import GANomaly, GANomalyConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.padim import PaDiM, PaDiMConfig
@@ -33,7 +34,8 @@ DetectorConfig = Annotated[
     | DeepIFConfig
     | OneClassSVMConfig
     | VAEOneClassSVMConfig
-    | GANomalyConfig,
+    | GANomalyConfig
+    | DeepGeoConfig,
     Field(discriminator="kind"),
 ]
 
@@ -51,6 +53,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     OneClassSVMConfig: OneClassSVMDetector,
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
+    DeepGeoConfig: DeepGeo,
 }
 NAMES = {
     "ae": "Autoencoder",
@@ -66,6 +69,7 @@ NAMES = {
     "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
+    "deep-geo": "Deep GEO",
 }
 
 
