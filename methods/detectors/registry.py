@@ -11,6 +11,7 @@ from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
 from methods.detectors.deep_geo import DeepGeo, DeepGeoConfig
 from methods.detectors.deep_if import DeepIF, DeepIFConfig
+from methods.detectors.deep_svdd import DeepSVDD, DeepSVDDConfig
 from methods.detectors.ganomaly import GANomaly, GANomalyConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
@@ -35,7 +36,8 @@ DetectorConfig = Annotated[
     | OneClassSVMConfig
     | VAEOneClassSVMConfig
     | GANomalyConfig
-    | DeepGeoConfig,
+    | DeepGeoConfig
+    | DeepSVDDConfig,
     Field(discriminator="kind"),
 ]
 
@@ -54,6 +56,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
     DeepGeoConfig: DeepGeo,
+    DeepSVDDConfig: DeepSVDD,
 }
 NAMES = {
     "ae": "Autoencoder",
@@ -70,6 +73,7 @@ NAMES = {
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
     "deep-geo": "Deep GEO",
+    "deep-svdd": "Deep SVDD",
 }
 
 

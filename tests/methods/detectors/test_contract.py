@@ -14,6 +14,7 @@ from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.cevae import ContextEncodingVAEConfig
 from methods.detectors.deep_geo import DeepGeoConfig
 from methods.detectors.deep_if import DeepIFConfig
+from methods.detectors.deep_svdd import DeepSVDDConfig
 from methods.detectors.ganomaly import GANomalyConfig
 from methods.detectors.interface import Detector, DetectorError, LearnsByMemory
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
@@ -45,6 +46,7 @@ CONFIGS: list[DetectorConfig] = [
     VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
     GANomalyConfig(input_size_px=64, width=4, latent=8, batch_size=4),
     DeepGeoConfig(input_size_px=16, width=1, batch_size=4),
+    DeepSVDDConfig(input_size_px=16, widths=(4, 8), latent=8, pretraining_epochs=2, batch_size=4),
 ]
 # what makes each learn a simple kind of image in a few seconds
 LESSONS: dict[str, dict[str, Any]] = {
@@ -62,6 +64,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
     "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
     "deep-geo": {"epochs": 30, "transforms_per_image": 8, "learning_rate": 3e-3},
+    "deep-svdd": {"pretraining_epochs": 0, "epochs": 60, "fine_tuning_epochs": 0, "learning_rate": 1e-3, "training_batch_size": 4},
 }
 DRAW_WHEN_BUILT = ("padim",)  # and not again when trained
 
