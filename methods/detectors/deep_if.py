@@ -6,8 +6,8 @@ or the tree is ⌈log₂ samples⌉ deep. What is soon alone is anomalous (eq. 2
     s(x) = 2^(−E[h(x)] / c(samples)),   h = edges to x's leaf + c(training samples in the leaf),   c(n) = 2 H(n − 1) − 2 (n − 1) / n.
 
 Forest as in that paper and in scikit-learn, which grows it here: 100 trees of 256 samples. The forest sees normal images only, and features
-are not scaled; public code of the comparison in Tuluptceva et al. 2020 scales by the tested images. Ours: the bundled backbone. What is kept
-are the nodes as arrays, so that a bundle needs no pickle and scoring no scikit-learn.
+are not scaled, by the tested images least of all. Ours: the bundled backbone. What is kept are the nodes as arrays, so that a bundle needs
+no pickle and scoring no scikit-learn.
 """
 
 from typing import Literal

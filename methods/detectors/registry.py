@@ -18,6 +18,9 @@ from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.padim import PaDiM, PaDiMConfig
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
 from methods.detectors.sano import Sano, SanoConfig
+from methods.detectors.simclr import SimCLR, SimCLRConfig
+from methods.detectors.simclr_knn import SimCLRNeighbours, SimCLRNeighboursConfig
+from methods.detectors.simplenet import SimpleNet, SimpleNetConfig
 from methods.detectors.vae import VAE, VAEConfig
 from methods.detectors.vae_ocsvm import VAEOneClassSVM, VAEOneClassSVMConfig
 from methods.detectors.vqvae import VQVAE, VQVAEConfig
@@ -33,11 +36,14 @@ DetectorConfig = Annotated[
     | PatchCoreConfig
     | PaDiMConfig
     | DeepIFConfig
+    | SimpleNetConfig
     | OneClassSVMConfig
     | VAEOneClassSVMConfig
     | GANomalyConfig
     | DeepGeoConfig
-    | DeepSVDDConfig,
+    | DeepSVDDConfig
+    | SimCLRConfig
+    | SimCLRNeighboursConfig,
     Field(discriminator="kind"),
 ]
 
@@ -52,11 +58,14 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     AnoDDPMConfig: AnoDDPM,
     PaDiMConfig: PaDiM,
     DeepIFConfig: DeepIF,
+    SimpleNetConfig: SimpleNet,
     OneClassSVMConfig: OneClassSVMDetector,
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
     DeepGeoConfig: DeepGeo,
     DeepSVDDConfig: DeepSVDD,
+    SimCLRConfig: SimCLR,
+    SimCLRNeighboursConfig: SimCLRNeighbours,
 }
 NAMES = {
     "ae": "Autoencoder",
@@ -69,11 +78,14 @@ NAMES = {
     "anoddpm": "AnoDDPM",
     "padim": "PaDiM",
     "deep-if": "Deep IF",
+    "simplenet": "SimpleNet",
     "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
     "deep-geo": "Deep GEO",
     "deep-svdd": "Deep SVDD",
+    "simclr": "SimCLR + cross-entropy (classifier)",
+    "simclr-knn": "Nearest neighbours (SimCLR)",
 }
 
 

@@ -16,8 +16,9 @@ from methods.detectors.deep_geo import DeepGeoConfig
 from methods.detectors.deep_if import DeepIFConfig
 from methods.detectors.deep_svdd import DeepSVDDConfig
 from methods.detectors.ganomaly import GANomalyConfig
-from methods.detectors.interface import Detector, DetectorError, LearnsByMemory
+from methods.detectors.interface import Detector, DetectorError, LearnsByMemory, LearnsFromLabels
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
+from methods.detectors.networks.resnet import ResNetConfig
 from methods.detectors.networks.score_unet import ScoreUNetConfig
 from methods.detectors.networks.smoothing import smooth
 from methods.detectors.ocsvm import OneClassSVMConfig
@@ -25,12 +26,16 @@ from methods.detectors.padim import PaDiMConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
+from methods.detectors.simclr import SimCLRConfig
+from methods.detectors.simclr_knn import SimCLRNeighboursConfig
+from methods.detectors.simplenet import SimpleNetConfig
 from methods.detectors.vae import VAEConfig
 from methods.detectors.vae_ocsvm import VAEOneClassSVMConfig
 from methods.detectors.vqvae import VQVAEConfig
 from methods.training.fit import fit
 
 TINY_UNET = ScoreUNetConfig(widths=(8, 16), attention_levels=(1,), residual_blocks=1, head_channels=8, norm_groups=4)
+TINY_RESNET = ResNetConfig(width=8, blocks=(1, 1, 1, 1))
 CONFIGS: list[DetectorConfig] = [
     AutoencoderConfig(C0=4, d=8, input_size_px=64, batch_size=4),
     PatchCoreConfig(input_size_px=64, memory_size=50),
@@ -42,11 +47,14 @@ CONFIGS: list[DetectorConfig] = [
     AnoDDPMConfig(input_size_px=16, unet=TINY_UNET, reverse_steps=3, eta=0.0),
     PaDiMConfig(input_size_px=64, dimensions=20),
     DeepIFConfig(input_size_px=64),
+    SimpleNetConfig(input_size_px=64, hidden=32, batch_size=4),
     OneClassSVMConfig(input_size_px=64),
     VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
     GANomalyConfig(input_size_px=64, width=4, latent=8, batch_size=4),
     DeepGeoConfig(input_size_px=16, width=1, batch_size=4),
     DeepSVDDConfig(input_size_px=16, widths=(4, 8), latent=8, pretraining_epochs=2, batch_size=4),
+    SimCLRConfig(input_size_px=32, encoder=TINY_RESNET, batch_size=4),
+    SimCLRNeighboursConfig(input_size_px=32, encoder=TINY_RESNET, batch_size=4),
 ]
 # what makes each learn a simple kind of image in a few seconds
 LESSONS: dict[str, dict[str, Any]] = {
@@ -60,11 +68,14 @@ LESSONS: dict[str, dict[str, Any]] = {
     "patchcore": {},
     "padim": {},
     "deep-if": {},
+    "simplenet": {"hidden": 128, "epochs": 30, "learning_rate": 2e-3, "adaptor_learning_rate": 1e-3},
     "ocsvm": {},
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
     "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
     "deep-geo": {"epochs": 30, "transforms_per_image": 8, "learning_rate": 3e-3},
     "deep-svdd": {"pretraining_epochs": 0, "epochs": 60, "fine_tuning_epochs": 0, "learning_rate": 1e-3, "training_batch_size": 4},
+    "simclr": {"epochs": 15, "learning_rate": 3e-3, "training_batch_size": 8},
+    "simclr-knn": {"epochs": 15, "learning_rate": 3e-3, "training_batch_size": 8},
 }
 DRAW_WHEN_BUILT = ("padim",)  # and not again when trained
 
@@ -96,6 +107,25 @@ def shaded(config: DetectorConfig, count: int, seed: int) -> torch.Tensor:
     """Images that brighten towards a corner, slightly noisy: what is normal in a lesson."""
     x = torch.linspace(0, 1, config.input_size_px)
     return (0.2 + 0.6 * x[:, None] * x + 0.05 * (images_of(config, count, seed) - 0.5)).clamp(0, 1)
+
+
+def place_of_a_mark(config: DetectorConfig) -> slice:
+    return slice(config.input_size_px // 8, 3 * config.input_size_px // 8)
+
+
+def mark(images: torch.Tensor, place: slice) -> torch.Tensor:
+    """The images with a magenta square at the place, in both directions: what is odd in a lesson."""
+    images[..., place, place] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    return images
+
+
+def teach(detector: Detector, config: DetectorConfig, *, seed: int) -> None:
+    """Train on eight normal images, and on eight odd ones if it learns from labels."""
+    images, labels = shaded(config, 8, seed=1), None
+    if isinstance(detector, LearnsFromLabels):
+        images = torch.cat([images, mark(shaded(config, 8, seed=4), place_of_a_mark(config))])
+        labels = np.repeat([0, 1], 8)
+    fit(detector, images, labels=labels, validation=None, seed=seed, threads=1)  # type: ignore[arg-type]
 
 
 def test_every_registered_kind_is_tested_here() -> None:
@@ -144,7 +174,7 @@ class TestContract:
         states = []
         for seed in (3, 3, 4):
             detector = trained(config)
-            fit(detector, shaded(config, 8, seed=1), validation=None, seed=seed, threads=1)  # type: ignore[arg-type]
+            teach(detector, config, seed=seed)
             states.append(detector.state_dict())
         one, two, other = states
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -183,11 +213,9 @@ DIFFUSION = ("sano", "anoddpm")
 )
 def test_what_was_never_seen_scores_higher_and_the_map_says_where(config: DetectorConfig) -> None:
     config = config.model_copy(update=LESSONS[config.kind])
-    detector, size = trained(config), config.input_size_px
-    normal, odd = shaded(config, 4, seed=2), shaded(config, 4, seed=3)
-    place = slice(size // 8, 3 * size // 8)
-    odd[..., place, place] = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
-    fit(detector, shaded(config, 8, seed=1), validation=None, seed=0, threads=1)  # type: ignore[arg-type]
+    detector, place = trained(config), place_of_a_mark(config)
+    normal, odd = shaded(config, 4, seed=2), mark(shaded(config, 4, seed=3), place)
+    teach(detector, config, seed=0)
     with torch.inference_mode():
         scores = detector.score(torch.cat([normal, odd]))
     assert scores.image[4:].min() > scores.image[:4].max()
