@@ -1,5 +1,6 @@
 """From a bundle to a detector: the one that was trained, or an error that says what is wrong with the bundle."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from methods.detectors.autoencoder import AutoencoderConfig
+from methods.detectors.networks import efficientnet_lite
+from methods.detectors.networks.backbones import BackboneConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig, build_detector
 from methods.detectors.vae import VAEConfig
@@ -97,3 +100,22 @@ def test_one_changed_byte_in_any_file_is_refused(tmp_path: Path, name: str) -> N
             load_detector(model)
     (tmp_path / name).write_bytes(content)
     load_detector(model)
+
+
+def test_a_bundle_is_loaded_where_the_weights_of_its_backbone_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "backbone.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(efficientnet_lite.build(None).state_dict(), weights)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    own = BackboneConfig(layers=("block2", "block4"), weights=str(weights), weights_sha256=digest)
+    for backbone in (own, BackboneConfig(layers=("block2", "block4"))):
+        config = MEMORY.model_copy(update={"backbone": backbone})
+        tensors = tensors_of(config)
+        model = write(tmp_path / "bundle", config, tensors)
+        weights.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(efficientnet_lite, "locate", lambda: pytest.fail("weights were looked for"))
+            detector = load_detector(model)
+        for name, tensor in detector.state_dict().items():
+            np.testing.assert_array_equal(tensor, tensors[name], strict=True)

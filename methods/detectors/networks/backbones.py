@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from methods.detectors.interface import DetectorError
 from methods.detectors.networks import efficientnet_lite
 from methods.detectors.networks.efficientnet_lite import CHANNELS_OF_BLOCK, STRIDE_PX_OF_BLOCK, EfficientNetLite0Features
-from methods.detectors.networks.weights import PublishedWeights, locate_published, read_weights, wants_weights
+from methods.detectors.networks.weights import PublishedWeights, Unfilled, locate_published, read_weights, wants_weights
 
 BUNDLED = "efficientnet-lite0"
 _PROBES_PX = (96, 160)  # sides of the images that tell a layer's stride
@@ -255,15 +255,17 @@ def _unknown(name: str, has: str, known: Sequence[str]) -> DetectorError:
 
 
 def _with_weights(pretrained: _Pretrained, config: BackboneConfig, *, whole: bool = False) -> nn.Module:
-    """The network with the weights of the configuration; with random ones within `architecture_only`."""
+    """The network with the weights of the configuration; within `architecture_only` with whatever stands in memory."""
     if not wants_weights():
-        return pretrained.build(None)
+        with Unfilled():
+            return pretrained.build(None)
     path, stated = (Path(config.weights).expanduser(), "") if config.weights is not None else pretrained.locate()
     state = read_weights(path, sha256=config.weights_sha256 or stated)
     if not whole and config.weights is not None:
         state = _with_heads(state, pretrained)
     try:
-        return pretrained.build(state)
+        with Unfilled():
+            return pretrained.build(state)
     except RuntimeError as error:  # names that lack or are too many, shapes that differ
         reason = textwrap.shorten(str(error), 600, placeholder=" …")
         raise DetectorError(f"the weights in {path} are not those of {config.name}: {reason}") from None

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from methods.detectors.interface import DetectorError
 
@@ -48,6 +49,14 @@ def architecture_only() -> Iterator[None]:
 def wants_weights() -> bool:
     """Whether a network is to be built with its weights."""
     return not _architecture_only.get()
+
+
+class Unfilled(TorchFunctionMode):
+    """Within, layers are built without drawing random weights, which takes seconds for large networks: a state replaces every one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Leaves a tensor as it is where it would be drawn."""
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def read_weights(path: Path, *, sha256: str) -> dict[str, Tensor]:
