@@ -176,11 +176,24 @@ def ui(
 
 
 @app.command()
-def doctor(store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo") -> None:
-    """Look at everything a run needs: versions, GPU, store, server, disk. Exits with 1 when something is missing."""
-    from tasks.doctor import examine
+def doctor(
+    store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo",
+    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="also let this network say what three photographs show")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="its weights; without, those that belong to its name")] = None,
+    sha256: Annotated[str | None, typer.Option(metavar="DIGEST", help="of the weight file")] = None,
+) -> None:
+    """Look at everything a run needs: versions, GPU, store, server, disk. Exits with 1 when something is missing.
 
+    With --backbone also whether pretrained weights are what they are called: efficientnet-lite0 (bundled), torchvision/resnet18,
+    timm/resnet18.a1_in1k and so on must recognise a cup of coffee, a cat and a rocket.
+    """
+    from tasks.doctor import examine, examine_backbone
+
+    if backbone is None and (weights or sha256):
+        raise typer.BadParameter("--weights and --sha256 are of a --backbone; name it")
     findings = examine(store)
+    if backbone is not None:
+        findings.append(examine_backbone(backbone, weights=weights, weights_sha256=sha256))
     for finding in findings:
         typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<12} {finding.text}")
     if not all(finding.ok for finding in findings):
