@@ -45,8 +45,8 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["normalised", "odd", "rivals"])
-def test_batch_normalisation_critics_and_short_batches_are_as_in_one_process(by_two: list[dict[str, Any]], name: str) -> None:
+@pytest.mark.parametrize("name", ["normalised", "odd", "rivals", "taught", "staged"])
+def test_batch_normalisation_critics_labels_stages_and_short_batches_are_as_in_one_process(by_two: list[dict[str, Any]], name: str) -> None:
     alone = train(name, Rank())
     for fits in by_two:
         weights, report = fits[name]["weights"], fits[name]["report"]
