@@ -12,6 +12,7 @@ from methods.detectors.cevae import ContextEncodingVAE, ContextEncodingVAEConfig
 from methods.detectors.deep_geo import DeepGeo, DeepGeoConfig
 from methods.detectors.deep_if import DeepIF, DeepIFConfig
 from methods.detectors.deep_svdd import DeepSVDD, DeepSVDDConfig
+from methods.detectors.dpa import DeepPerceptualAutoencoder, DeepPerceptualAutoencoderConfig
 from methods.detectors.ganomaly import GANomaly, GANomalyConfig
 from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
@@ -40,6 +41,7 @@ DetectorConfig = Annotated[
     | OneClassSVMConfig
     | VAEOneClassSVMConfig
     | GANomalyConfig
+    | DeepPerceptualAutoencoderConfig
     | DeepGeoConfig
     | DeepSVDDConfig
     | SimCLRConfig
@@ -62,6 +64,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     OneClassSVMConfig: OneClassSVMDetector,
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
+    DeepPerceptualAutoencoderConfig: DeepPerceptualAutoencoder,
     DeepGeoConfig: DeepGeo,
     DeepSVDDConfig: DeepSVDD,
     SimCLRConfig: SimCLR,
@@ -82,6 +85,7 @@ NAMES = {
     "ocsvm": "One-class SVM (pretrained features)",
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
+    "dpa": "Deep perceptual autoencoder",
     "deep-geo": "Deep GEO",
     "deep-svdd": "Deep SVDD",
     "simclr": "SimCLR + cross-entropy (classifier)",

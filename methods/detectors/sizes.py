@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 
 def _check_power_of_two(size: int) -> int:
     if size & (size - 1):
-        raise ValueError(f"expected input_size_px to be a power of two, got {size}")
+        raise ValueError(f"expected a power of two, got {size}")
     return size
 
 

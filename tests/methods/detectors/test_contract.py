@@ -15,8 +15,10 @@ from methods.detectors.cevae import ContextEncodingVAEConfig
 from methods.detectors.deep_geo import DeepGeoConfig
 from methods.detectors.deep_if import DeepIFConfig
 from methods.detectors.deep_svdd import DeepSVDDConfig
+from methods.detectors.dpa import DeepPerceptualAutoencoderConfig
 from methods.detectors.ganomaly import GANomalyConfig
 from methods.detectors.interface import Detector, DetectorError, LearnsByMemory, LearnsFromLabels
+from methods.detectors.networks.backbones import BackboneConfig
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features, _pretrained
 from methods.detectors.networks.resnet import ResNetConfig
 from methods.detectors.networks.score_unet import ScoreUNetConfig
@@ -34,6 +36,7 @@ from methods.detectors.vae_ocsvm import VAEOneClassSVMConfig
 from methods.detectors.vqvae import VQVAEConfig
 from methods.training.fit import fit
 
+SHALLOW = BackboneConfig(layers=("block2",))
 TINY_UNET = ScoreUNetConfig(widths=(8, 16), attention_levels=(1,), residual_blocks=1, head_channels=8, norm_groups=4)
 TINY_RESNET = ResNetConfig(width=8, blocks=(1, 1, 1, 1))
 CONFIGS: list[DetectorConfig] = [
@@ -51,6 +54,7 @@ CONFIGS: list[DetectorConfig] = [
     OneClassSVMConfig(input_size_px=64),
     VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
     GANomalyConfig(input_size_px=64, width=4, latent=8, batch_size=4),
+    DeepPerceptualAutoencoderConfig(input_size_px=32, latent_side_px=4, backbone=SHALLOW, batch_size=4),
     DeepGeoConfig(input_size_px=16, width=1, batch_size=4),
     DeepSVDDConfig(input_size_px=16, widths=(4, 8), latent=8, pretraining_epochs=2, batch_size=4),
     SimCLRConfig(input_size_px=32, encoder=TINY_RESNET, batch_size=4),
@@ -72,6 +76,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "ocsvm": {},
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
     "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
+    "dpa": {"width": 8, "width_max": 32, "epochs": 60, "learning_rate": 3e-3, "training_batch_size": 8},
     "deep-geo": {"epochs": 30, "transforms_per_image": 8, "learning_rate": 3e-3},
     "deep-svdd": {"pretraining_epochs": 0, "epochs": 60, "fine_tuning_epochs": 0, "learning_rate": 1e-3, "training_batch_size": 4},
     "simclr": {"epochs": 15, "learning_rate": 3e-3, "training_batch_size": 8},
