@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from methods.detectors.coreset import select_coreset
 from methods.detectors.interface import DetectorError, Scores, check_images
+from methods.detectors.nearest import find_nearest
 from methods.detectors.networks.backbones import BackboneConfig, build_backbone
 from methods.detectors.networks.grids import average_neighbours, join_on_grid
 from methods.detectors.networks.smoothing import smooth
@@ -105,9 +106,7 @@ class PatchCore(nn.Module):
 
     def _nearest(self, patches: Tensor) -> Tensor:
         """Root mean squared difference (n,) of patches (n, C) to the nearest memory vector."""
-        similarity = torch.addmm(-0.5 * self.memory.square().sum(1), patches, self.memory.T)  # x·m − |m|²/2: largest where nearest
-        squared = patches.square().sum(1) - 2 * similarity.amax(1)
-        return (squared.clamp_min(0) / patches.shape[1]).sqrt()
+        return find_nearest(patches, self.memory).distance / patches.shape[1] ** 0.5
 
 
 def _whitening(centred: Tensor) -> Tensor:
