@@ -87,6 +87,7 @@ def evaluate_store(
         "samples": outcome,
         "metrics": measure(image, pixel, thresholds=thresholds, bootstrap=evaluation.bootstrap),
         "training": card["training"],
+        "trained_on": card["trained_on"],
         "why_no_threshold": calibration.get("why_none", ""),
         "tuned": calibration.get("tuned"),
         "operating_points": check_points(calibration.get("operating_points", []), image, pixel, evaluation.bootstrap),

@@ -148,6 +148,7 @@ def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> De
             for row in result["p_values"]
         ],
         training_samples=pictures.get("samples"),
+        trained_on_abnormal=result["trained_on"].get("abnormal", 0),
     )
 
 

@@ -84,6 +84,7 @@ class DetectorResult:
         learning: how its training went; None for a detector that looks at the data once.
         p_values: what p-values promised and what came.
         training_samples: PNG of `figures.draw_samples`; None for a detector without maps.
+        trained_on_abnormal: abnormal samples that it learned from: more than none for a classifier.
     """
 
     name: str
@@ -99,6 +100,7 @@ class DetectorResult:
     learning: figures.LearningCurve | None = None
     p_values: list[PValueRow] = field(default_factory=list)
     training_samples: bytes | None = None
+    trained_on_abnormal: int = 0
 
     def __post_init__(self) -> None:
         low, high = self.colour_range

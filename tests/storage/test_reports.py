@@ -153,6 +153,14 @@ def test_painted_anomalies_are_announced_and_real_ones_are_not(html):
         make_report(generated_note=None)
 
 
+def test_a_classifier_is_said_to_have_learned_from_abnormal_samples_too(html):
+    assert "that learned from normal samples only." in html
+    classifier = replace(make_detector("taught"), trained_on_abnormal=7)
+    mixed = render_html(make_report(detectors=[make_detector("autoencoder"), make_detector("memory"), classifier]))
+    assert "that learned from normal samples." in mixed
+    assert "taught also learned from 7 abnormal ones." in mixed
+
+
 def test_same_report_gives_the_same_bytes(html):
     assert render_html(make_report()) == html
 
