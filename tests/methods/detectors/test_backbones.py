@@ -162,11 +162,33 @@ def test_gradients_flow_to_the_images(saved: Saved, bundled: bool) -> None:
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-def test_an_images_features_do_not_depend_on_its_neighbours_to_the_bit(saved: Saved) -> None:
-    backbone, order = build_backbone(saved.config("layer2", "layer4")), torch.tensor([2, 0, 3, 1])
+@pytest.mark.parametrize(("name", "layers"), [(RESNET, ("layer2", "layer4")), ("timm/efficientnet_b0", ("blocks.2", "blocks.4"))])
+def test_an_images_features_do_not_depend_on_its_neighbours_to_the_bit(name: str, layers: tuple[str, ...], tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = randomise(backbones._find(name).build(None))
+    torch.save(network.state_dict(), tmp_path / "random.pth")
+    backbone = build_backbone(Saved(network, name, tmp_path / "random.pth", digest_of(tmp_path / "random.pth")).config(*layers))
+    order, others = torch.tensor([2, 0, 3, 1]), torch.cat([IMAGES[:1], IMAGES[:3].flip(0)])
     with torch.inference_mode():
-        for one, other in zip(backbone(IMAGES), backbone(IMAGES[order]), strict=True):
-            assert torch.equal(one[order], other)
+        for one, permuted, among_others in zip(backbone(IMAGES), backbone(IMAGES[order]), backbone(others), strict=True):
+            assert torch.equal(one[order], permuted)
+            assert torch.equal(one[:1], among_others[:1])
+            assert one.shape[0] == 4
+            assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_networks_of_sums_and_products_take_a_batch_at_once_and_others_an_image_at_a_time() -> None:
+    with architecture_only():
+        built = {
+            name: build_backbone(BackboneConfig(name=name, layers=(layer,)))
+            for name, layer in ((BUNDLED, "block2"), (RESNET, "layer1"), ("timm/resnet18", "layer1"), ("timm/efficientnet_b0", "blocks.1"))
+        }
+    taken: list[int] = []
+    for backbone in built.values():
+        backbone.network.register_forward_pre_hook(lambda _, inputs: taken.append(len(inputs[0])))
+        backbone(IMAGES)
+    assert taken == [4, 4, 4, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
