@@ -12,6 +12,7 @@ from methods.detectors.registry import DetectorConfig
 from methods.training.outcome import TrainingError
 from methods.training.ranks import Rank
 from storage.manifest import write_manifest
+from tasks.torchrun import fit_by_torchrun
 from tasks.training import TrainingConfig, TrainingJob, build_untrained, fit_rows, select_rows
 from tests.phantoms import write_pictures
 
@@ -80,3 +81,14 @@ def test_a_classifier_learns_from_rows_with_their_labels(tmp_path: Path) -> None
     assert sum(steps) == 2 * 12
     assert report.selected_by == "highest image AUROC on validation"
     assert len(report.curve) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_classifier_is_trained_by_two_processes(tmp_path: Path) -> None:
+    job, steps = make_job(tmp_path, SIMCLR), list[int]()
+    tensors, report = fit_by_torchrun(job, processes=2, on_step=steps.append)
+    assert (report.processes, len(report.curve), sum(steps)) == (2, 2, 2 * 12)
+    untrained = build_untrained(job).state_dict()
+    assert tensors.keys() == untrained.keys()
+    assert not all(np.array_equal(tensor.numpy(), untrained[name].numpy()) for name, tensor in tensors.items())

@@ -46,8 +46,9 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
         first, second: (N, D) projections of two views of N images.
         temperature: τ.
     """
-    z = nn.functional.normalize(torch.cat([first, second]), dim=1)  # (2N, D)
-    similarity = (z @ z.T).float() / temperature
+    z = nn.functional.normalize(torch.cat([first, second]).float(), dim=1)  # (2N, D)
+    with torch.autocast(z.device.type, enabled=False):  # τ magnifies what half precision would round
+        similarity = z @ z.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(first))
     return nn.functional.cross_entropy(similarity, partner)
