@@ -137,6 +137,34 @@ def benchmark(
         typer.echo(f"table: {table['json_uri']} (.csv, .md)")
 
 
+@app.command()
+def search(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="space, anomalies and the run's file; see deploy/configs/search")],
+    study: Annotated[bool, typer.Option("--study", help="also study the number of anomalies: trains every trial once more")] = False,
+    port: Port = None,
+) -> None:
+    """Choose a detector's hyperparameters by cross-validation and a few anomalies; compare that choice with those that need none.
+
+    Every trial on every fold is a step of its own: what a search that was stopped has done is not done again. Ends with what each
+    criterion chose, its figures on the test split, and the winner as a file for `normascope run`.
+    """
+    with _command(port) as ui_url:
+        from flows.search import load_search
+        from flows.search import search as flow
+        from storage import filesystems
+        from tasks.search import StudyConfig
+        from tasks.search_report import describe_choices
+
+        run_config, plan = load_search(config)
+        if study and plan.study is None:
+            plan = plan.model_copy(update={"study": StudyConfig()})
+        reference = flow(run_config, plan)
+        for line in describe_choices(reference):
+            typer.echo(line)
+        typer.echo(f"winner:     {filesystems.local_path(reference['best_uri']) or reference['best_uri']}")
+        _announce(reference, ui_url, painted=run_config.shown_notice is not None)
+
+
 @app.command(name="check-splits")
 def check_splits(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],
