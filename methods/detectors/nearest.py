@@ -17,18 +17,18 @@ class Neighbours(NamedTuple):
     """The nearest vector of a memory to each query.
 
     Attributes:
-        distance: (n,) Euclidean, of the memory's type.
-        index: (n,) int64, which vector.
+        distances: (n,) Euclidean, of the memory's type.
+        indices: (n,) int64, which vector.
     """
 
-    distance: Tensor
-    index: Tensor
+    distances: Tensor
+    indices: Tensor
 
 
 def find_nearest(queries: Tensor, memory: Tensor) -> Neighbours:
     """The nearest of the memory's vectors to each query.
 
-    The distance is that to the vector of `index`, computed from the differences: no digits are lost, however near it is. Of vectors whose
+    The distance is that to the vector of `indices`, computed from the differences: no digits are lost, however near it is. Of vectors whose
     squared distances to the query differ by less than the rounding of |x|² + |m|² any may be found.
 
     Args:
@@ -43,7 +43,7 @@ def find_nearest(queries: Tensor, memory: Tensor) -> Neighbours:
         own = (blocks == block).nonzero()[:, 0]
         part = slice(block * columns, (block + 1) * columns)
         index[own] = block * columns + torch.addmm(offset[part], queries[own], memory[part].T).argmax(1)
-    return Neighbours(distance=(queries - memory[index]).square().sum(1).sqrt(), index=index)
+    return Neighbours(distances=(queries - memory[index]).square().sum(1).sqrt(), indices=index)
 
 
 def _find_block(x: Tensor, memory: Tensor, offset: Tensor, *, columns: int) -> Tensor:

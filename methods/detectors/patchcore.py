@@ -106,7 +106,7 @@ class PatchCore(nn.Module):
 
     def _nearest(self, patches: Tensor) -> Tensor:
         """Root mean squared difference (n,) of patches (n, C) to the nearest memory vector."""
-        return find_nearest(patches, self.memory).distance / patches.shape[1] ** 0.5
+        return find_nearest(patches, self.memory).distances / patches.shape[1] ** 0.5
 
 
 def _whitening(centred: Tensor) -> Tensor:

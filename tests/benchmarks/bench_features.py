@@ -161,7 +161,7 @@ def test_print_nearest_neighbours_in_a_large_memory_against_numpy() -> None:
     def by_products() -> np.ndarray:
         return np.sqrt(((x * x).sum(1)[:, None] - 2 * x @ m.T + (m * m).sum(1)).min(1))
 
-    found = find_nearest(queries, memory).distance.numpy()
+    found = find_nearest(queries, memory).distances.numpy()
     np.testing.assert_allclose(found[:SLOW_QUERIES], by_differences(), rtol=1e-5)
     np.testing.assert_allclose(found, by_products(), rtol=1e-5)
     print()  # noqa: T201
