@@ -18,6 +18,7 @@ from methods.detectors.interface import Detector
 from methods.detectors.ocsvm import OneClassSVMConfig, OneClassSVMDetector
 from methods.detectors.padim import PaDiM, PaDiMConfig
 from methods.detectors.patchcore import PatchCore, PatchCoreConfig
+from methods.detectors.piad import PIAD, PIADConfig
 from methods.detectors.sano import Sano, SanoConfig
 from methods.detectors.simclr import SimCLR, SimCLRConfig
 from methods.detectors.simclr_knn import SimCLRNeighbours, SimCLRNeighboursConfig
@@ -42,6 +43,7 @@ DetectorConfig = Annotated[
     | VAEOneClassSVMConfig
     | GANomalyConfig
     | DeepPerceptualAutoencoderConfig
+    | PIADConfig
     | DeepGeoConfig
     | DeepSVDDConfig
     | SimCLRConfig
@@ -65,6 +67,7 @@ _DETECTORS: dict[type, type[nn.Module]] = {
     VAEOneClassSVMConfig: VAEOneClassSVM,
     GANomalyConfig: GANomaly,
     DeepPerceptualAutoencoderConfig: DeepPerceptualAutoencoder,
+    PIADConfig: PIAD,
     DeepGeoConfig: DeepGeo,
     DeepSVDDConfig: DeepSVDD,
     SimCLRConfig: SimCLR,
@@ -86,6 +89,7 @@ NAMES = {
     "vae-ocsvm": "One-class SVM (VAE)",
     "ganomaly": "GANomaly",
     "dpa": "Deep perceptual autoencoder",
+    "piad": "PIAD",
     "deep-geo": "Deep GEO",
     "deep-svdd": "Deep SVDD",
     "simclr": "SimCLR + cross-entropy (classifier)",

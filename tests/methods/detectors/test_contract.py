@@ -26,6 +26,7 @@ from methods.detectors.networks.smoothing import smooth
 from methods.detectors.ocsvm import OneClassSVMConfig
 from methods.detectors.padim import PaDiMConfig
 from methods.detectors.patchcore import PatchCoreConfig
+from methods.detectors.piad import PIADConfig
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.detectors.sano import SanoConfig
 from methods.detectors.simclr import SimCLRConfig
@@ -55,6 +56,7 @@ CONFIGS: list[DetectorConfig] = [
     VAEOneClassSVMConfig(vae=VAEConfig(input_size_px=64, width=4, latent=8, batch_size=4)),
     GANomalyConfig(input_size_px=64, width=4, latent=8, batch_size=4),
     DeepPerceptualAutoencoderConfig(input_size_px=32, latent_side_px=4, backbone=SHALLOW, batch_size=4),
+    PIADConfig(input_size_px=32, latent=4, width=8, width_max=32, latent_critic_widths=(128,), backbone=SHALLOW, batch_size=4),
     DeepGeoConfig(input_size_px=16, width=1, batch_size=4),
     DeepSVDDConfig(input_size_px=16, widths=(4, 8), latent=8, pretraining_epochs=2, batch_size=4),
     SimCLRConfig(input_size_px=32, encoder=TINY_RESNET, batch_size=4),
@@ -77,6 +79,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
     "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
     "dpa": {"width": 8, "width_max": 32, "blocks": 1, "latent": 2, "epochs": 50, "learning_rate": 3e-3, "training_batch_size": 4},
+    "piad": {"epochs": 70, "learning_rate": 1e-3, "critic_learning_rate": 3e-3, "balance_every": 10, "training_batch_size": 4},
     "deep-geo": {"epochs": 30, "transforms_per_image": 8, "learning_rate": 3e-3},
     "deep-svdd": {"pretraining_epochs": 0, "epochs": 60, "fine_tuning_epochs": 0, "learning_rate": 1e-3, "training_batch_size": 4},
     "simclr": {"epochs": 15, "learning_rate": 3e-3, "training_batch_size": 8},
@@ -210,11 +213,11 @@ class TestContract:
             type(config).model_validate({"kind": config.kind, "unknown": 1})
 
 
-DIFFUSION = ("sano", "anoddpm")
+SLOW = ("sano", "anoddpm", "piad")  # to learn
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(config, id=config.kind, marks=[pytest.mark.slow] * (config.kind in DIFFUSION)) for config in CONFIGS]
+    "config", [pytest.param(config, id=config.kind, marks=[pytest.mark.slow] * (config.kind in SLOW)) for config in CONFIGS]
 )
 def test_what_was_never_seen_scores_higher_and_the_map_says_where(config: DetectorConfig) -> None:
     config = config.model_copy(update=LESSONS[config.kind])
