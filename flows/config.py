@@ -97,6 +97,8 @@ def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         resolved["source"] = [_beside_source(folder, one) for one in source]
     elif source is not None:
         resolved["source"] = _beside_source(folder, source)
+    if isinstance(detectors := values.get("detectors"), list):
+        resolved["detectors"] = [_beside_weights(folder, detector) for detector in detectors]
     if isinstance(curation := values.get("curation"), dict) and isinstance(stain := curation.get("stain"), dict) and "target" in stain:
         resolved["curation"] = {**curation, "stain": {**stain, "target": _resolve(folder, str(stain["target"]))}}
     return resolved
@@ -107,6 +109,14 @@ def _beside_source(folder: Path, source: Any) -> Any:
         return source
     with_kind = {"kind": "folder", **source}
     return with_kind if "path" not in source else {**with_kind, "path": _resolve(folder, source["path"])}
+
+
+def _beside_weights(folder: Path, detector: Any) -> Any:
+    """A detector's weight files, which stand one level below its keys: `backbone: {weights: FILE}`."""
+    if not isinstance(detector, dict):
+        return detector
+    parts = {key: part for key, part in detector.items() if isinstance(part, dict) and isinstance(part.get("weights"), str)}
+    return detector | {key: {**part, "weights": _resolve(folder, part["weights"])} for key, part in parts.items()}
 
 
 def _resolve(folder: Path, uri: str) -> str:

@@ -23,6 +23,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert source.path == str(tmp_path / "pictures")
 
 
+def test_weight_files_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    own, given = (
+        {"layers": ["layer2"], "name": "torchvision/resnet18", "weights": path, "weights_sha256": "0" * 64} for path in ("a.pth", "/b.pth")
+    )
+    config = load_config(
+        write(tmp_path, detectors=[{"kind": "padim", "backbone": own}, {"kind": "padim", "backbone": given}, {"kind": "ae"}])
+    )
+    assert [detector.backbone.weights for detector in config.detectors[:2]] == [str(tmp_path / "a.pth"), "/b.pth"]  # type: ignore[union-attr]
+
+
 def test_a_typo_is_named_with_the_key_that_was_meant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"detectors\.0\.patchcore\.memory_sise: unknown key; did you mean memory_size\?"):
         load_config(write(tmp_path, detectors=[{"kind": "patchcore", "memory_sise": 3}]))
