@@ -263,6 +263,8 @@ def _write_levels(axes: Axes, references: dict[str, float], *, right: float) -> 
     for value in names:
         axes.axhline(value, color="#999999", lw=0.8, ls=(0, (2, 2)), zorder=0)
     low, high = axes.get_ylim()
+    high = min(high, 1 + 0.03 * (1 - low))  # no AUROC is above 1
+    axes.set_ylim(low, high)
     gap, last = 0.055 * (high - low), -math.inf
     for value, together in sorted(names.items()):
         last = max(value, last + gap)
