@@ -1,0 +1,56 @@
+"""A search of 8 trials on two workers against one: `pytest -s -m benchmark tests/benchmarks/bench_search.py`.
+
+Timed are the trials on their folds, from starting the workers to the last score: starting costs (a worker imports torch and Lightning) are
+part of it. Curation comes before, report and training of the winners after; they are the same for any number of workers.
+"""
+
+import time
+from pathlib import Path
+
+import pytest
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.config import RunConfig
+from flows.curate import curate
+from flows.search import try_trials
+from tasks.execution import ExecutionConfig
+from tasks.search import SearchPlan, anomaly_types, deal_folds, draw_few
+from tasks.search_trials import Part, count_slots
+
+TRIALS = 8
+RUN = {
+    "name": "bench",
+    "source": {"kind": "mnist", "normal_digit": 3},
+    "curation": {"quality": {"checks": ["near-constant"]}, "duplicates": None},
+    "split": {
+        "counts": {"train": {"normal": 300}, "validation": {"normal": 60, "abnormal_each": 10}, "test": {"normal": 60, "abnormal_each": 5}}
+    },
+    "detectors": [{"kind": "ae", "input_size_px": 32, "C0": 32, "epochs": 10, "training_batch_size": 16, "batch_size": 64}],
+}
+PLAN = {"run": "-", "space": {"d": list(range(1, TRIALS + 1))}, "folds": 2, "anomalies": {"count": 10}}
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("prefect_server")
+def test_print_how_much_faster_two_workers_search(tmp_path: Path) -> None:
+    config = RunConfig.model_validate(RUN | {"store": str(tmp_path / "data")})
+    plan = SearchPlan.model_validate(PLAN)
+    manifest = curate(config)
+    development = Part(uri=manifest["development_uri"], digest=manifest["development_digest"])
+    folds = deal_folds(development, folds=plan.folds, seed=0, store=config.store)
+    kinds = anomaly_types(folds["anomalies"], by="finding")
+    drawn = draw_few(kinds, plan.anomalies, folds=plan.folds).positions.tolist()
+    seconds, trials = {}, {}
+    for workers in (1, 2):
+        execution = ExecutionConfig(kind="local", workers=workers)
+        one = config.model_copy(update={"store": str(tmp_path / str(workers)), "execution": execution})
+        flow = try_trials.with_options(task_runner=ThreadPoolTaskRunner(max_workers=count_slots(execution)))  # type: ignore[arg-type]
+        started = time.monotonic()
+        trials[workers] = flow(one, plan, folds, drawn, len(kinds))
+        seconds[workers] = time.monotonic() - started
+    digests = [[fold["digest"] for trial in trials[workers] for fold in trial["folds"]] for workers in (1, 2)]
+    assert digests[0] == digests[1]
+    assert all(trial["failed"] is None for trial in trials[1])
+    ratio = seconds[1] / seconds[2]
+    print(f"\n{TRIALS} trials: one worker {seconds[1]:.1f} s, two {seconds[2]:.1f} s, {ratio:.2f} times faster (wanted: 1.7)")  # noqa: T201
