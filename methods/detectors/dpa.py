@@ -10,8 +10,8 @@ each L with the features of its stage; then the new size stabilises. The optimis
 Paper: the above, VGG-19, the epoch by the loss on normal validation images. Public code, Camelyon16 without growing (the defaults here;
 its 34,666 steps are 583 epochs of 7,612 images): 64 px, all widths and the latent 4 channels, latent 8 × 8, relu4_2, batch 128, Adam
 1e-3. Growing there: 16 → 32 → 64 px with relu3_2, relu3_2, relu4_2, each transition and stabilisation 20,000 steps, the last 8,666. NIH's
-clear cases: 8 → 16 → 32 → 64 px with relu1_2, relu2_2, relu3_2, relu4_2, widths 16, the latent a vector of 16. These layers are
-features.3, features.8, features.13 and features.22 of torchvision/vgg19.
+clear cases: 8 → 16 → 32 → 64 px with relu1_2, relu2_2, relu3_2, relu4_2 (relu3_2 again for all PA), widths 16, the latent a vector of
+16. These layers are features.3, features.8, features.13 and features.22 of torchvision/vgg19.
 
 Ours: the bundled backbone, of which block2 and block4 have the strides of relu3_2 and relu4_2; means of pixels where that code resizes
 without smoothing; μ and σ of the training images, at each stage's size; the anomaly map, which is the difference of the features place
