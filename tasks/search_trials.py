@@ -96,6 +96,9 @@ def fit_and_score(job: FoldJob) -> FoldScores:
     """Run anywhere, any number of times, with the same result."""
     _take_gpu()
     name = digest_of(job, code_fingerprint(__name__))[:32]
+    uri = filesystems.join(job.store, "search", "trials", f"{name}.json")
+    if filesystems.exists(uri):  # written whole, by a search that was killed before it took note, or by an equal trial
+        return FoldScores(uri=uri, digest=digest_of(filesystems.read_json(uri)), failed=None)
     checkpoints = home() / "training" / f"trial-{name}"  # a killed one goes on from its last kept epoch
     training = TrainingJob(
         manifest_uri=job.fold["uri"],
@@ -112,7 +115,6 @@ def fit_and_score(job: FoldJob) -> FoldScores:
     except (TrainingError, DetectorError) as error:
         shutil.rmtree(checkpoints, ignore_errors=True)
         return FoldScores(uri="", digest="", failed=f"{type(error).__name__}: {error}")
-    uri = filesystems.join(job.store, "search", "trials", f"{name}.json")
     filesystems.write_json(uri, content)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return FoldScores(uri=uri, digest=digest_of(content), failed=None)
