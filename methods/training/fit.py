@@ -150,7 +150,7 @@ def _fit_by_gradient(
             torch.cuda.empty_cache()
     rate = module.images_taken / (time.monotonic() - started)
     if not selection.best_epoch:
-        raise TrainingError(f"{detector.epochs} epochs end before the last stage of {type(detector).__name__}: train longer")
+        raise TrainingError(_explain_no_epoch(detector, selection))
     detector.load_state_dict(selection.best_state)  # type: ignore[union-attr]
     module.detector.cpu().eval()
     return FitReport(
@@ -160,6 +160,12 @@ def _fit_by_gradient(
         curve=selection.curve,
         processes=plan.rank.count,
     )
+
+
+def _explain_no_epoch(detector: Learner, selection: Selection) -> str:
+    if any("validation_loss" in entry for entry in selection.curve):
+        return "the loss on validation was not finite after any epoch; lower the learning rate"
+    return f"{detector.epochs} epochs end before the last stage of {type(detector).__name__}: train longer"
 
 
 def _run_lightning(module: DetectorModule, plan: Plan, pieces: int) -> None:

@@ -136,6 +136,12 @@ def test_a_loss_that_is_no_number_stops_the_training_naming_epoch_batch_and_step
         _fit(detector, count=8)
 
 
+def test_a_loss_on_validation_that_is_never_finite_is_said_to_be_that() -> None:
+    detector = _Clock(signs=[1] * 2, losses=[2, 1], held_out=[float("nan")] * 2)
+    with pytest.raises(TrainingError, match="the loss on validation was not finite after any epoch"):
+        _fit(detector, validation=Validation(images=_Images([0.1, 0.2]), labels=np.array([0, 0])))
+
+
 @pytest.mark.parametrize("values", [[0.0, 255.0], [float("nan"), 0.5]])
 def test_training_images_outside_the_range_are_refused(values: list[float]) -> None:
     with pytest.raises(DetectorError, match=r"expected values in \[0, 1\]"):
