@@ -27,9 +27,10 @@ HELP = {
     "score": ["score store", "CONFIG.yaml"],
     "evaluate": ["metrics and the report", "cache", "CONFIG.yaml"],
     "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
+    "search": ["cross-validation and a few anomalies", "not done again", "on the test split", "--study", "CONFIG.yaml"],
     "check-splits": ["subject, lesion, slide, duplicate or group", "exit with 1", "Parquet or CSV", "s3://", "--across-datasets"],
     "ui": ["Prefect", "--stop", "history"],
-    "doctor": ["versions, GPU, store, server, disk", "Exits with 1"],
+    "doctor": ["versions, GPU, store, server, disk", "Exits with 1", "--backbone"],
 }
 
 
