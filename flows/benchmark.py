@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from pydantic import TypeAdapter, ValidationError
 
-from flows.config import ConfigError, RunConfig, load_config
+from flows.config import ConfigError, RunConfig, load_config, read_yaml
 from flows.curate import curate
 from flows.score import score
 from flows.train import train
@@ -73,15 +72,7 @@ def load_benchmark(path: Path) -> tuple[RunConfig, BenchmarkPlan]:
     Raises:
         ConfigError: no file, no YAML, an unknown key, a wrong value; in either file.
     """
-    try:
-        plan = BenchmarkPlan.model_validate(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"cannot read the benchmark {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-        raise ConfigError(f"{path}:\n" + "\n".join(lines)) from None
+    plan = read_yaml(path, BenchmarkPlan)
     config = load_config(path.parent / plan.run)
     (key, classes), *_ = plan.classes.items()
     for normal in classes:

@@ -1,9 +1,10 @@
 """One run's configuration: a YAML file that becomes the parameters of the flows."""
 
 import difflib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,6 +22,8 @@ from tasks.execution import ExecutionConfig
 from tasks.paint import PAINTED_NOTICE, PaintConfig
 from tasks.score import ScoringConfig
 from tasks.train import TrainingConfig
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -72,6 +75,20 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value.
     """
+    return read_yaml(path, RunConfig, prepare=partial(_beside, path.parent))
+
+
+def read_yaml(path: Path, model: type[Model], *, prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> Model:
+    """Read a YAML file of keys and values as a model.
+
+    Args:
+        path: of the file.
+        model: what it is read as.
+        prepare: changes the values before they are validated.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -81,9 +98,9 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, such as `name: my-run`, got {type(values).__name__}")
     try:
-        return RunConfig.model_validate(_beside(path.parent, values))
+        return model.model_validate(prepare(values))
     except ValidationError as error:
-        raise ConfigError(f"{path}:\n" + "\n".join(f"  {_explain(found)}" for found in error.errors())) from None
+        raise ConfigError(f"{path}:\n" + "\n".join(f"  {_explain(found, model)}" for found in error.errors())) from None
 
 
 def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -123,18 +140,18 @@ def _resolve(folder: Path, uri: str) -> str:
     return uri if "://" in uri else str((folder / Path(uri).expanduser()).resolve())
 
 
-def _explain(found: Any) -> str:
+def _explain(found: Any, model: type[BaseModel]) -> str:
     """One line for one of pydantic's findings."""
     location = [str(part) for part in found["loc"]]
     if found["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(), n=1)
+        near = difflib.get_close_matches(location[-1], _known_keys(model), n=1)
         return f"{'.'.join(location)}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
     return f"{'.'.join(location) or '(file)'}: {found['msg']}" + (f" (got {found['input']!r})" if found["type"] != "missing" else "")
 
 
-def _known_keys() -> list[str]:
+def _known_keys(model: type[BaseModel]) -> list[str]:
     """The keys of every model that a configuration is made of, found through the annotations."""
-    waiting: list[Any] = [RunConfig]
+    waiting: list[Any] = [model]
     seen: set[Any] = set()
     names: set[str] = set()
     while waiting:

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import ValidationError
 from typing_extensions import TypedDict
 
-from flows.config import ConfigError, RunConfig, load_config
+from flows.config import ConfigError, RunConfig, load_config, read_yaml
 from flows.curate import curate
 from flows.score import score
 from flows.train import train
@@ -140,15 +138,7 @@ def load_search(path: Path) -> tuple[RunConfig, SearchPlan]:
     Raises:
         ConfigError: no file, no YAML, an unknown key, a wrong value, in either file; a space that is none of the run's detector.
     """
-    try:
-        plan = SearchPlan.model_validate(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"cannot read the search {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-        raise ConfigError(f"{path}:\n" + "\n".join(lines)) from None
+    plan = read_yaml(path, SearchPlan)
     config = load_config(path.parent / plan.run)
     if len(config.detectors) != 1:
         raise ConfigError(f"{path.parent / plan.run}: a search varies one detector, and `detectors` has {len(config.detectors)}")

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from methods.detectors.interface import DetectorError, Scores, check_images
 from methods.detectors.networks.backbones import BackboneConfig, build_backbone
 from methods.detectors.networks.grids import pool_places
-
-_AS_LONG_AS_GROWN = ("roots", "feature", "threshold", "below", "above", "path_length")
+from methods.detectors.networks.lengths import load_any_length
 
 
 class DeepIFConfig(BaseModel):
@@ -65,7 +64,7 @@ class DeepIF(nn.Module):
         for name in ("threshold", "path_length"):
             self.register_buffer(name, torch.empty(0, dtype=torch.float64))
         self.register_buffer("normaliser", torch.ones(1, dtype=torch.float64))
-        self.register_load_state_dict_pre_hook(_take_lengths)
+        load_any_length(self, "roots", "feature", "threshold", "below", "above", "path_length")
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
@@ -144,10 +143,3 @@ def average_path_length(samples: np.ndarray) -> np.ndarray:
     n = np.maximum(samples, 2).astype(float)
     long = 2 * (np.log(n - 1) + np.euler_gamma) - 2 * (n - 1) / n
     return np.where(samples > 2, long, samples - 1.0)
-
-
-def _take_lengths(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
-    """The number of nodes is known only to the bundle: make room for them before they are loaded."""
-    for name in _AS_LONG_AS_GROWN:
-        if prefix + name in state:
-            setattr(module, name, module.get_buffer(name).new_empty(state[prefix + name].shape))

@@ -20,6 +20,7 @@ from methods.detectors.interface import DetectorError, Scores, check_images
 from methods.detectors.nearest import find_nearest
 from methods.detectors.networks.backbones import BackboneConfig, build_backbone
 from methods.detectors.networks.grids import average_neighbours, join_on_grid
+from methods.detectors.networks.lengths import load_any_length
 from methods.detectors.networks.smoothing import smooth
 
 _RIDGE = 1e-2  # added to the covariance, as a share of the mean variance: directions that hardly vary are noise
@@ -66,7 +67,7 @@ class PatchCore(nn.Module):
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("whitening", torch.eye(dims))
         self.register_buffer("memory", torch.empty(0, dims))
-        self.register_load_state_dict_pre_hook(_take_memory_length)
+        load_any_length(self, "memory")
         self._observed: list[Tensor] = []
 
     def features(self, images: Tensor) -> Tensor:
@@ -115,10 +116,3 @@ def _whitening(centred: Tensor) -> Tensor:
     ridge = _RIDGE * covariance.diagonal().mean()
     values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance)))
     return vectors / values.clamp_min(1e-12).sqrt()
-
-
-def _take_memory_length(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
-    """The memory's length is known only to the bundle: make room for it before it is loaded."""
-    if prefix + "memory" in state:
-        room = module.get_buffer("memory")
-        module.memory = room.new_empty(state[prefix + "memory"].shape[:1] + room.shape[1:])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from methods.detectors.interface import DetectorError, Scores, SelectionRule, check_images
 from methods.detectors.networks.contrastive import ContrastiveConfig, ContrastiveNetwork, anneal
+from methods.detectors.networks.lengths import load_any_length
 from methods.detectors.networks.modes import evaluation_mode
 
 
@@ -40,7 +41,7 @@ class SimCLRNeighbours(nn.Module):
         self.training_batch_size = config.training_batch_size
         self.network = ContrastiveNetwork(config)
         self.register_buffer("memory", torch.empty(0, self.network.encoder.dims))  # rows of length 1
-        self.register_load_state_dict_pre_hook(_take_memory_length)
+        load_any_length(self, "memory")
         self._observed: list[Tensor] = []
 
     def loss(self, images: Tensor) -> Tensor:
@@ -83,10 +84,3 @@ class SimCLRNeighbours(nn.Module):
         """Features (N, dims) of length 1."""
         with evaluation_mode(self):
             return nn.functional.normalize(self.network.features(images).float(), dim=1)
-
-
-def _take_memory_length(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
-    """The memory's length is known only to the bundle: make room for it before it is loaded."""
-    if prefix + "memory" in state:
-        room = module.get_buffer("memory")
-        module.memory = room.new_empty(state[prefix + "memory"].shape[:1] + room.shape[1:])

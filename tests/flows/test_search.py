@@ -157,7 +157,7 @@ def test_optuna_asks_for_the_same_trials_again_and_finds_them_done(tmp_path: Pat
         ({"space": {"detector.d": [0]}}, "ae refuses detector.d = 0"),
         ({"space": {"detector.d": {"low": 1, "high": 4}}}, "a grid needs a list of values"),
         ({"folds": 1}, "folds: .*greater than or equal to 2"),
-        ({"fold": 2}, "fold: Extra inputs"),
+        ({"fold": 2}, "fold: unknown key; did you mean folds"),
         ({"anomalies": {"findings": ["a"], "types": 3}}, "not both"),
         ({"run": "absent.yaml"}, "absent.yaml"),
     ],

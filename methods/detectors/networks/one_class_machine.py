@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.detectors.interface import DetectorError
-
-_AS_LONG_AS_FITTED = ("support_vectors", "dual_coefficients")
+from methods.detectors.networks.lengths import load_any_length
 
 
 class OneClassMachine(nn.Module):
@@ -34,7 +33,7 @@ class OneClassMachine(nn.Module):
         self.register_buffer("dual_coefficients", torch.empty(0, dtype=torch.float64))
         self.register_buffer("offset", torch.zeros(1, dtype=torch.float64))
         self.register_buffer("gamma", torch.ones(1, dtype=torch.float64))
-        self.register_load_state_dict_pre_hook(_take_lengths)
+        load_any_length(self, "support_vectors", "dual_coefficients")
 
     @property
     def is_fitted(self) -> bool:
@@ -87,11 +86,3 @@ class OneClassMachine(nn.Module):
         # one image at a time: differences lose no digits, and nothing depends on the batch
         kernels = [torch.exp(-self.gamma * (self.support_vectors - one).square().sum(1)) @ self.dual_coefficients for one in z]
         return torch.stack(kernels) - self.offset if kernels else z.new_empty(0)
-
-
-def _take_lengths(module: nn.Module, state: dict[str, Tensor], prefix: str, *_unused: object) -> None:
-    """The number of support vectors is known only to the bundle: make room for them before they are loaded."""
-    for name in _AS_LONG_AS_FITTED:
-        if prefix + name in state:
-            room = module.get_buffer(name)
-            setattr(module, name, room.new_empty(state[prefix + name].shape[:1] + room.shape[1:]))
