@@ -43,7 +43,7 @@ def demo(
 ) -> None:
     """Build slides of real tissue with painted anomalies and run the whole pipeline on them.
 
-    Takes three minutes at the most on two cores, and seconds when nothing has changed. Ends with the path of the HTML report and the
+    Takes about three minutes on two cores, and seconds when nothing has changed. Ends with the path of the HTML report and the
     address of the Prefect UI.
     """
     with _command(port) as ui_url:
