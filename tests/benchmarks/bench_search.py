@@ -1,21 +1,26 @@
 """A search of 8 trials on two workers against one: `pytest -s -m benchmark tests/benchmarks/bench_search.py`.
 
 Timed are the trials on their folds, from starting the workers to the last score: starting costs (a worker imports torch and Lightning) are
-part of it. Curation comes before, report and training of the winners after; they are the same for any number of workers.
+part of it. Curation comes before, report and training of the winners after; they are the same for any number of workers. Beside it the
+same trainings in bare processes, one and two: what two cores buy on this machine, whose cores may share hardware.
 """
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import RunConfig
 from flows.curate import curate
 from flows.search import try_trials
+from methods.training.space import configure
 from tasks.execution import ExecutionConfig
-from tasks.search import SearchPlan, anomaly_types, deal_folds, draw_few
-from tasks.search_trials import Part, count_slots
+from tasks.search import Folds, SearchPlan, anomaly_types, deal_folds, draw_few
+from tasks.search_trials import FoldJob, Part, count_slots, fit_and_score, trial_training
 
 TRIALS = 8
 RUN = {
@@ -53,4 +58,31 @@ def test_print_how_much_faster_two_workers_search(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
     assert all(trial["failed"] is None for trial in trials[1])
     ratio = seconds[1] / seconds[2]
+    bare = {n: time_bare(bare_jobs(config, plan, folds, store=str(tmp_path / f"bare-{n}")), processes=n) for n in (1, 2)}
+    possible = bare[1] / bare[2]
     print(f"\n{TRIALS} trials: one worker {seconds[1]:.1f} s, two {seconds[2]:.1f} s, {ratio:.2f} times faster (wanted: 1.7)")  # noqa: T201
+    print(f"bare processes: one {bare[1]:.1f} s, two {bare[2]:.1f} s, {possible:.2f} times faster; of that {ratio / possible:.2f}")  # noqa: T201
+
+
+def bare_jobs(config: RunConfig, plan: SearchPlan, folds: Folds, *, store: str) -> list[FoldJob]:
+    training = trial_training(config.training, ExecutionConfig(kind="local", workers=1))
+    return [
+        FoldJob(
+            fold=fold,
+            anomalies=folds["anomalies"],
+            detector=configure(config.detectors[0], {"d": d}),
+            training=training,
+            seed=plan.seed,
+            store=store,
+        )
+        for d in PLAN["space"]["d"]  # type: ignore[index]
+        for fold in folds["folds"]
+    ]
+
+
+def time_bare(jobs: list[FoldJob], *, processes: int) -> float:
+    started = time.monotonic()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        assert all(scores["failed"] is None for scores in pool.map(fit_and_score, jobs))
+    return time.monotonic() - started
