@@ -1,4 +1,7 @@
-"""Real servers for tests: SeaweedFS, an S3 server that checks signatures, on loopback and free ports, alive as long as its context."""
+"""Real servers for tests: SeaweedFS, an S3 server that checks signatures, on loopback and free ports, alive as long as its context.
+
+It can be killed in between and started again: at the same port, with what it had stored.
+"""
 
 import json
 import os
@@ -31,6 +34,38 @@ class ServerFailedError(RuntimeError):
     """The server did not start; the message ends with its log."""
 
 
+class _SeaweedFS:
+    """The program, its data below a folder, on ports that stay the same from one start to the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "server.log"
+        self._folder = folder
+        ports = _free_ports(2 * len(_PORTS))
+        http, grpc = (dict(zip(_PORTS, part, strict=True)) for part in (ports[: len(_PORTS)], ports[len(_PORTS) :]))
+        self.endpoint = f"http://127.0.0.1:{http['s3']}"
+        self._command = _command(folder, http, grpc)
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir(parents=True)
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT, cwd=self._folder)
+        _wait_until_healthy(self._process, self.endpoint, self.log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running server.
@@ -39,16 +74,23 @@ class S3Server:
         endpoint: http://127.0.0.1:port.
         access_key, secret_key: of its only identity, which may do everything.
         bucket: s3:// URI of an empty bucket.
-        process_id: of the server.
-        log: what it says.
+        program: its process.
     """
 
     endpoint: str
     access_key: str
     secret_key: str
     bucket: str
-    process_id: int
-    log: Path
+    program: _SeaweedFS
+
+    def kill(self) -> None:
+        """SIGKILL: connections break, what was answered is kept."""
+        self.program.kill()
+
+    def start_again(self) -> None:
+        """After `kill`; returns when it reads and writes again."""
+        self.program.start()
+        _make_bucket(self.bucket.removeprefix("s3://"))
 
     def environment(self, base: Mapping[str, str] | None = None, *, secret_key: str | None = None) -> dict[str, str]:
         """The environment variables of a process that works on the server; with another secret, of one that it refuses."""
@@ -78,11 +120,15 @@ def s3_server(folder: Path, *, bucket: str = "archive") -> Iterator[S3Server]:
     """
     access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
     _write_identity(folder / "identity.json", access_key, secret_key)
-    with _running(folder) as (process, endpoint, log):
-        server = S3Server(endpoint, access_key, secret_key, f"s3://{bucket}", process.pid, log)
+    program = _SeaweedFS(folder)
+    server = S3Server(program.endpoint, access_key, secret_key, f"s3://{bucket}", program)
+    try:
+        program.start()
         with as_client(server):
             _make_bucket(bucket)
             yield server
+    finally:
+        program.stop()
 
 
 @contextmanager
@@ -95,22 +141,6 @@ def as_client(server: S3Server, *, secret_key: str | None = None) -> Iterator[No
         finally:
             _forget_file_systems()
     _forget_file_systems()
-
-
-@contextmanager
-def _running(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    log = folder / "server.log"
-    ports = _free_ports(2 * len(_PORTS))
-    http, grpc = (dict(zip(_PORTS, part, strict=True)) for part in (ports[: len(_PORTS)], ports[len(_PORTS) :]))
-    (folder / "data").mkdir(parents=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(_command(folder, http, grpc), stdout=output, stderr=subprocess.STDOUT, cwd=folder)
-    endpoint = f"http://127.0.0.1:{http['s3']}"
-    try:
-        _wait_until_healthy(process, endpoint, log)
-        yield process, endpoint, log
-    finally:
-        _stop(process)
 
 
 def _command(folder: Path, http: Mapping[str, int], grpc: Mapping[str, int]) -> list[str]:
@@ -129,6 +159,7 @@ def _command(folder: Path, http: Mapping[str, int], grpc: Mapping[str, int]) -> 
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.telemetry=false",
+        "-master.electionTimeout=1s",  # after a kill the only master waits that long for others before it leads
         "-master.volumeSizeLimitMB=256",
         "-volume.max=20",
         "-volume.minFreeSpace=256MiB",  # the default, a share of the disk, makes a well filled large one read-only
@@ -184,15 +215,6 @@ def _make_bucket(name: str) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _forget_file_systems() -> None:
