@@ -58,6 +58,13 @@ class ManifestReference(TypedDict):
     development_digest: str
 
 
+class RowsReference(TypedDict):
+    """Rows to score: a manifest (a .parquet file) or the rows of an archive."""
+
+    uri: str
+    digest: str
+
+
 class ModelReference(TypedDict):
     """A model bundle."""
 
