@@ -1,5 +1,6 @@
 """Local folders and object stores behind one URI: a plain path, file://, or anything fsspec opens (s3://…)."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,10 @@ import pyarrow as arrow
 from fsspec.core import url_to_fs
 from pyarrow import compute, parquet
 
+from storage import object_stores
+
 _HASH_BLOCK_BYTES = 1 << 22
+_TIMEOUTS = {"connect_timeout": object_stores.CONNECT_TIMEOUT_S, "read_timeout": object_stores.READ_TIMEOUT_S}  # else a stall costs 16 s
 _LISTED_FROM = 20  # files of a folder in an object store that are asked for, from which on the folder is listed instead
 
 P = ParamSpec("P")
@@ -36,7 +40,8 @@ def _explained(function: Callable[Concatenate[str, P], R]) -> Callable[Concatena
         except Exception as error:
             if (isinstance(error, PermissionError) and error.errno is None) or type(error).__name__ in _WITHOUT_CREDENTIALS:
                 raise PermissionError(f"{uri}: the object store gives no access ({error}); {_CREDENTIALS}") from error
-            if type(error).__module__ == "botocore.exceptions":
+            passing = isinstance(error, OSError) and error.errno in _WITH_TIME and "://" in uri and not uri.startswith("file://")
+            if type(error).__module__ == "botocore.exceptions" or passing:
                 raise ConnectionError(f"{uri}: the object store does not answer ({error}); {_ENDPOINT}") from error
             raise
 
@@ -44,6 +49,8 @@ def _explained(function: Callable[Concatenate[str, P], R]) -> Callable[Concatena
 
 
 _WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
+# how s3fs puts what a server answers that is overloaded or not yet up again (500, 502, 503, 504)
+_WITH_TIME = (errno.EBUSY, errno.EREMOTEIO, errno.EIO)
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and what they may read and write"
 _ENDPOINT = "check AWS_ENDPOINT_URL and the network"
 
@@ -90,6 +97,22 @@ def list_files(uri: str) -> list[str]:
     below = [name[len(path) :] for name in (_files_below(path) if "file" in _protocols(fs) else map(str, fs.find(path)))]
     visible = [name for name in below if not any(part.startswith(".") for part in name.split("/")) and not name.endswith(".partial")]
     return sorted(path + name if "file" in _protocols(fs) else join(uri, name) for name in visible)
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """Bytes of all files below a folder by their paths in it; half-written ones are left out, and nothing is there where it does not exist.
+
+    A bucket is listed a thousand files an answer, a hundred thousand in a few seconds.
+    """
+    if object_stores.is_object_store(uri):
+        with object_stores.explained(uri):
+            batches = object_stores.open_bucket(uri).reader.list()
+            return {entry["path"]: entry["size"] for batch in batches for entry in batch if not entry["path"].endswith(".partial")}
+    fs, path = _open_store(uri)
+    if "file" in _protocols(fs):
+        return dict(_sizes_below(path, ""))
+    found = fs.find(path, detail=True).items()
+    return {str(name)[len(path) :].strip("/"): int(entry["size"]) for name, entry in found if not str(name).endswith(".partial")}
 
 
 @_explained
@@ -146,6 +169,17 @@ def write_bytes(uri: str, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@_explained
+def settle(uri: str) -> int:
+    """The bytes of a file that somebody has just written, once it is sure to outlive a power cut."""
+    fs, path = _open_store(uri)
+    if "file" not in _protocols(fs):
+        return int(fs.size(path))
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def read_json(uri: str) -> Any:
@@ -333,9 +367,24 @@ def _files_below(folder: str) -> Iterator[str]:
             yield entry.path
 
 
+def _sizes_below(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Path in the folder and bytes of all files below a local folder."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _sizes_below(entry.path, f"{prefix}{entry.name}/")
+        elif not entry.name.endswith(".partial"):
+            yield prefix + entry.name, entry.stat().st_size
+
+
 def _open_store(uri: str) -> tuple[Any, str]:
     # listings are not remembered: other processes, and Zarr beside us, write to the same places
-    fs, path = url_to_fs(uri, use_listings_cache=False)
+    options = {"config_kwargs": _TIMEOUTS} if object_stores.is_object_store(uri) else {}
+    fs, path = url_to_fs(uri, use_listings_cache=False, **options)
     return fs, str(path)
 
 

@@ -59,10 +59,8 @@ def start(folder: Path, config: Path) -> subprocess.Popen[bytes]:
 
 
 def finished_shards(folder: Path, store: str) -> dict[str, int]:
-    """Status chunk files of finished shards with the time they were written."""
-    return {
-        path.name: path.stat().st_mtime_ns for path in (folder / store / "scores").glob("*.zarr/status/c/*") if "partial" not in path.name
-    }
+    """Records of finished shards with the time they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / store / "scores").glob("*.zarr/records/*.json")}
 
 
 def wait_for_shards(folder: Path, store: str, *, count: int, process: subprocess.Popen[bytes]) -> dict[str, int]:
