@@ -20,6 +20,11 @@ _JPEG = 7
 _PREDICTORS = (1, 2)
 # In a scan, 0xFF is followed by 0 (stuffing), 0xFF (filling) or a restart; any other marker ends it (ITU-T T.81, B.1.1)
 _SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_SCAN_START, _PICTURE_END = b"\xff\xda", b"\xff\xd9"
+_NOT_PLAIN = re.compile(rb"\xff[\xc1-\xc3\xc5-\xcf\xdd]")  # frames that are not baseline, arithmetic coding, restarts
+# The last blocks that are coded together: at most 10 of 64 coefficients of at most 26 bits, each byte stuffed (T.81, B.2.3 and F.1.2)
+_LAST_BLOCKS_BYTES = 10 * 64 * 26 // 8 * 2
+_FILLING = b"\x80\x80\x80"  # what libjpeg gives for blocks that it has no data of, in YCbCr and in RGB
 # What tifffile and struct raise on bytes that are no sound TIFF; OSError is left to pass, it may be the network
 TIFF_ERRORS = (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error)
 
@@ -128,10 +133,18 @@ def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.
     # As OpenSlide has it, and unlike page.decode, the TIFF tag decides the colour space, whatever markers the JPEG data carries
     colourspace = "YCBCR" if page.photometric == 6 else "RGB"
     tables, shape = page.jpegtables, (page.tilelength, page.tilewidth, 3)
+    plain_header = b"\x00"  # of the last tile that was searched through, where `_shows_its_end` tells tiles with that header; else of none
 
     def decode(data: bytes, index: int) -> NDArray[np.uint8]:
-        _check_jpeg_is_whole(data)
-        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colourspace, outcolorspace="RGB")
+        nonlocal plain_header
+        try:
+            tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colourspace, outcolorspace="RGB")
+        except RuntimeError:
+            _check_jpeg_is_whole(data)  # says more
+            raise
+        if not (data.startswith(plain_header) and _shows_its_end(data, tile)):
+            _check_jpeg_is_whole(data)
+            plain_header = _plain_header(data, tables) or plain_header
         if tile.shape != shape:
             raise ValueError(f"expected {shape[1]}x{shape[0]} px in three channels, got an array of shape {tile.shape}")
         return tile
@@ -139,13 +152,31 @@ def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.
     return decode
 
 
+def _plain_header(data: bytes, tables: bytes | None) -> bytes | None:
+    """All before the scan of a JPEG picture that is one scan of three channels, baseline, without restarts; None of any other."""
+    scan = data.find(_SCAN_START)
+    header = data[: scan + 5]  # with the scan's length and number of channels
+    is_plain = scan >= 0 and header[-1] == 3 and not _NOT_PLAIN.search(header) and not _NOT_PLAIN.search(tables or b"")
+    return header if is_plain else None
+
+
+def _shows_its_end(data: bytes, tile: NDArray[np.uint8]) -> bool:
+    """Whether a tile with a plain header proves that its scan was decoded to the end; much faster than searching the whole scan.
+
+    At a marker libjpeg gives up until the next restart: all blocks that follow are its filling grey. If the last pixel is of another
+    colour, a marker can stand in the data of the last blocks alone.
+    """
+    end = _SCAN_END.search(data, len(data) - _LAST_BLOCKS_BYTES) if len(data) > _LAST_BLOCKS_BYTES else None
+    return end is not None and end.group() == _PICTURE_END and end.end() == len(data) and tile[-1, -1].tobytes() != _FILLING
+
+
 def _check_jpeg_is_whole(data: bytes) -> None:
     """Refuse JPEG data whose last scan does not run to its end marker: libjpeg would fill the rest with grey and only warn."""
-    end = _SCAN_END.search(data, data.find(b"\xff\xda") + 2)
-    if end is not None and end.group() == b"\xff\xd9" and end.end() == len(data):
+    end = _SCAN_END.search(data, data.find(_SCAN_START) + 2)
+    if end is not None and end.group() == _PICTURE_END and end.end() == len(data):
         return  # one scan, as nearly every tile has: to look for the last one from behind takes longer than the rest of the check
-    end = _SCAN_END.search(data, data.rfind(b"\xff\xda") + 2)
-    if end is None or end.group() != b"\xff\xd9":
+    end = _SCAN_END.search(data, data.rfind(_SCAN_START) + 2)
+    if end is None or end.group() != _PICTURE_END:
         raise ValueError("JPEG data is cut off" if end is None else f"JPEG data is interrupted at byte {end.start()} of {len(data)}")
 
 

@@ -1,7 +1,11 @@
+import io
 import struct
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import imagecodecs
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
+from storage import tiff_levels
 from storage.slides import OpenSlideReader, TiffSlide, is_slide, open_slide, write_pyramid
 from storage.tiff_levels import UnreadableSlideError
 
@@ -258,6 +263,41 @@ def test_a_corrupt_tile_is_named_and_its_neighbours_read(small_path: Path, conte
                 slide.read_region(300, 300, 10, 10)
             np.testing.assert_array_equal(slide.read_region(0, 256, 256, 256), before[256:512, :256])
             np.testing.assert_array_equal(slide.read_region(512, 0, 300, 600), before[:, 512:812])
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damage_to_a_tile_is_noticed_as_by_searching_its_whole_scan(data: st.DataObject) -> None:
+    page: Any = SimpleNamespace(photometric=6, jpegtables=None, tilelength=128, tilewidth=128)
+    decode, sound = tiff_levels._jpeg_decoder(page), jpeg_tile()
+    decode(sound, 0)  # from here on tiles of this header are told by what was decoded
+    at = data.draw(st.integers(sound.find(b"\xff\xda") + 14, len(sound) - 1) | st.integers(len(sound) - 300, len(sound) - 1))
+    damage = data.draw(st.sampled_from([b"", b"\xff\xd9", bytes(40), b"\xff\xc4"]) | st.binary(min_size=1, max_size=8))
+    damaged = sound[:at] + damage + (b"" if damage in (b"", b"\xff\xd9") else sound[at + len(damage) :])
+    assert is_refused(lambda: decode(damaged, 0)) >= is_refused(lambda: tiff_levels._check_jpeg_is_whole(damaged))
+
+
+@pytest.mark.parametrize("kind", ["progressive", "restarts"])
+def test_a_scan_whose_end_says_nothing_of_its_middle_is_searched_whole(kind: str) -> None:
+    buffer = io.BytesIO()
+    options: Any = {"progressive": True} if kind == "progressive" else {"restart_marker_rows": 1}
+    Image.fromarray(tissue(128, 128)).save(buffer, "JPEG", **options)
+    sound = buffer.getvalue()
+    assert tiff_levels._plain_header(sound, None) is None
+    assert tiff_levels._plain_header(jpeg_tile(), None) == jpeg_tile()[: jpeg_tile().find(b"\xff\xda") + 5]
+
+
+@cache
+def jpeg_tile() -> bytes:
+    return bytes(imagecodecs.jpeg_encode(tissue(128, 128), level=90))
+
+
+def is_refused(step: Callable[[], Any]) -> bool:
+    try:
+        step()
+    except (ValueError, RuntimeError):
+        return True
+    return False
 
 
 def test_openslide_reads_on_after_a_corrupt_tile(small_path: Path) -> None:
