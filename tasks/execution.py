@@ -5,23 +5,19 @@ A function and its arguments travel as they are, so they are importable and smal
 
 import atexit
 import ctypes
-import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 R = TypeVar("R")
 
-_CONNECT_TIMEOUT_S = 15
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_executors: dict["ExecutionConfig", "Executor"] = {}
+_executors: dict[str, "Executor"] = {}
 _executors_lock = threading.Lock()
 
 
@@ -32,8 +28,14 @@ class ExecutionConfig(BaseModel):
 
     kind: Literal["process", "local", "address"] = "local"
     address: str | None = Field(default=None, description="of a running Dask scheduler, as tcp://host:8786; only with kind: address")
-    workers: int | None = Field(default=None, ge=1, description="processes of the local cluster; one a core when not given")
+    workers: int | None = Field(
+        default=None, ge=1, description="processes of the local cluster; when not given, one for as many cores as `threads`, or one a GPU"
+    )
     threads: int = Field(default=1, ge=1, description="computing threads of each function; part of what makes results equal to the bit")
+    resources: dict[str, float] = Field(
+        default={}, description="what a worker must offer, as GPU: 1 (`dask worker --resources GPU=1`); the local cluster has a worker a GPU"
+    )
+    no_worker_timeout_s: float = Field(default=60, gt=0, description="a cluster without any worker for so long is an error")
 
     @model_validator(mode="after")
     def _address_belongs_to_its_kind(self) -> "ExecutionConfig":
@@ -45,8 +47,17 @@ class ExecutionConfig(BaseModel):
 class Executor(Protocol):
     """Runs one function over many items."""
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Results as they come, in any order; the first error is raised and what has not begun is cancelled."""
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, rescue: Callable[[T], T] | None = None, together: int = 1
+    ) -> Iterator[R]:
+        """Results as they come, in any order; the first error is raised and what has not begun is cancelled.
+
+        Args:
+            function: importable where it runs; called once an item, and again where its worker died.
+            items: taken a few ahead of those that run: there may be millions.
+            rescue: makes the item that is tried next in place of one whose workers died.
+            together: calls that may run in one process at once; they share its cores and its resources.
+        """
         ...
 
     def run(self, function: Callable[..., R], *arguments: Any) -> R:
@@ -61,79 +72,17 @@ class ProcessExecutor:
         self._threads = config.threads
         self._lock = threading.Lock()  # the tasks of a flow call from several threads; the work itself is serial
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """See `Executor`."""
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], *, rescue: Callable[[T], T] | None = None, together: int = 1
+    ) -> Iterator[R]:
+        """See `Executor`; what kills the worker kills this process, so nothing is rescued."""
         for item in items:
             yield self.run(function, item)
 
     def run(self, function: Callable[..., R], *arguments: Any) -> R:
         """See `Executor`."""
         with self._lock:
-            return _call(function, self._threads, *arguments)
-
-
-class DaskExecutor:
-    """Runs on a Dask cluster: a local one started at the first call, or the one at an address."""
-
-    def __init__(self, config: ExecutionConfig) -> None:
-        self._config = config
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._cluster: Any = None
-
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """See `Executor`."""
-        from distributed import as_completed
-
-        client = self._connect()
-        futures = [client.submit(_call, function, self._config.threads, item, pure=False) for item in items]
-        try:
-            for future in as_completed(futures, loop=client.loop):
-                yield future.result()  # not wait(): that swallows a worker that keeps dying
-                future.release()
-        finally:
-            client.cancel(futures)
-
-    def run(self, function: Callable[..., R], *arguments: Any) -> R:
-        """See `Executor`."""
-        future = self._connect().submit(_call, function, self._config.threads, *arguments, pure=False)
-        try:
-            result: R = future.result()
-            return result
-        finally:
-            future.cancel()
-
-    def close(self) -> None:
-        """Stop the local cluster, or leave the remote one."""
-        with self._lock:
-            for resource in (self._client, self._cluster):
-                if resource is not None:
-                    resource.close()
-            self._client = self._cluster = None
-
-    def _connect(self) -> Any:
-        from distributed import Client, LocalCluster
-
-        with self._lock:
-            if self._client is None:
-                if self._config.kind == "address":
-                    try:
-                        self._client = Client(self._config.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
-                    except OSError as error:
-                        raise ConnectionError(
-                            f"no Dask scheduler answers at {self._config.address} within {_CONNECT_TIMEOUT_S} s: start one "
-                            "(`dask scheduler`), correct execution.address, or leave `execution` out to use this machine"
-                        ) from error
-                else:
-                    self._cluster = LocalCluster(
-                        n_workers=self._config.workers or available_cores(),
-                        threads_per_worker=1,
-                        processes=True,
-                        dashboard_address=None,
-                        host="127.0.0.1",
-                    )
-                    self._client = Client(self._cluster, set_as_default=False)
-        return self._client
+            return call(function, self._threads, *arguments)
 
 
 def available_cores() -> int:
@@ -143,14 +92,17 @@ def available_cores() -> int:
 
 def executor_for(config: ExecutionConfig) -> Executor:
     """The executor of a configuration, one for the whole process: a cluster is started once and only when there is work."""
+    key = config.model_dump_json()
     with _executors_lock:
-        if config not in _executors:
+        if key not in _executors:
             if config.kind == "process":
-                _executors[config] = ProcessExecutor(config)
+                _executors[key] = ProcessExecutor(config)
             else:
-                _executors[config] = executor = DaskExecutor(config)
+                from tasks.dask_executor import DaskExecutor
+
+                _executors[key] = executor = DaskExecutor(config)
                 atexit.register(executor.close)
-        return _executors[config]
+        return _executors[key]
 
 
 @cache
@@ -166,7 +118,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def _call(function: Callable[..., R], threads: int, *arguments: Any) -> R:
+def call(function: Callable[..., R], threads: int, *arguments: Any) -> R:
+    """Call a function with so many computing threads; this is what runs on a worker."""
     import torch
 
     keep_freed_memory()

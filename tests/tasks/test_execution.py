@@ -25,15 +25,8 @@ def test_process_executor_gives_all_results_and_raises_the_first_error() -> None
 
 
 def test_an_unreachable_scheduler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.execution._CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("tasks.dask_executor._CONNECT_TIMEOUT_S", 1)
     executor = executor_for(ExecutionConfig(kind="address", address="tcp://127.0.0.1:9"))
     with pytest.raises(ConnectionError, match=r"tcp://127.0.0.1:9"):
         executor.run(double, 1)
 
-
-@pytest.mark.slow
-def test_local_cluster_gives_all_results_and_raises_the_first_error() -> None:
-    executor = executor_for(ExecutionConfig(kind="local", workers=2))
-    assert sorted(executor.map(double, list(range(20)))) == [2 * value for value in range(20)]
-    with pytest.raises(ValueError, match=r"no "):
-        list(executor.map(fail, [1, 2]))
