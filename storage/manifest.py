@@ -1,7 +1,7 @@
 """The manifest: a Parquet table in which one row is one sample, and the row's number its index in every score array."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -72,6 +72,7 @@ _ARROW_TYPES = {
     name: arrow.large_string() if name in TEXT_COLUMNS else arrow.type_for_alias(str(column.dtype).lower())
     for name, column in _SCHEMA.columns.items()
 }
+_BUFFER_BYTES, _AHEAD_BYTES = 1 << 18, 4 << 20  # of a long manifest: a column's, and what is fetched from an object store
 _READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
 
@@ -107,7 +108,7 @@ def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
 
 def write_manifest(uri: str, table: pd.DataFrame) -> str:
     """Validate and write; returns the digest (SHA-256 of the file), which names this manifest everywhere."""
-    content = _encode(validate_manifest(table))
+    content = encode_manifest(validate_manifest(table))
     filesystems.write_bytes(uri, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -129,7 +130,7 @@ def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tupl
     valid = validate_manifest(rows)
     written = {}
     for name, part in parts.items():
-        content = _encode(valid[part])
+        content = encode_manifest(valid[part])
         digest = hashlib.sha256(content).hexdigest()
         written[name] = filesystems.join(folder, f"{name}-{digest[:16]}.parquet"), digest
         filesystems.write_bytes(written[name][0], content)
@@ -168,12 +169,31 @@ def _read_filled(uri: str) -> arrow.Table:
     return table.select([name for name in typed if table[name].null_count < len(table)])
 
 
-def _encode(valid: pd.DataFrame) -> bytes:
+def encode_manifest(valid: pd.DataFrame) -> bytes:
+    """The file of rows that `validate_manifest` has returned; equal rows are equal bytes."""
     rows = arrow.Table.from_pandas(valid, preserve_index=False)
     rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
     sink = arrow.BufferOutputStream()
     parquet.write_table(rows, sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
+
+
+def decode_manifest(content: bytes, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of a file of `encode_manifest`, or some of their columns, in the manifest's types; not validated again."""
+    return parquet.read_table(arrow.BufferReader(content), columns=columns, use_threads=False).to_pandas()
+
+
+def iterate_manifest(uri: str, *, columns: Sequence[str] | None = None, rows: int = 8192) -> Iterator[arrow.RecordBatch]:
+    """A manifest in batches, or some of its columns, however long it is: a batch and a buffer a column are in memory. Not validated.
+
+    Raises:
+        ManifestError: another schema.
+    """
+    with filesystems.open_for_reading(uri, ahead_bytes=_AHEAD_BYTES) as source:
+        file = parquet.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        _check_version(uri, file.schema_arrow)
+        for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+            yield batch.replace_schema_metadata()
 
 
 def _to_pandas(rows: arrow.Table) -> pd.DataFrame:
@@ -191,10 +211,14 @@ def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:
         raise ManifestError(f"{uri} is not the manifest this was made for: expected digest {digest[:12]}, found {found[:12]}")
     with filesystems.open_for_reading(uri) as file:
         rows = parquet.read_table(file)
-    version = (rows.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    _check_version(uri, rows.schema)
+    return validate_manifest(rows.to_pandas())
+
+
+def _check_version(uri: str, schema: arrow.Schema) -> None:
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise ManifestError(f"{uri} has the manifest schema {version}, this normascope reads {SCHEMA_VERSION}: curate again")
-    return validate_manifest(rows.to_pandas())
 
 
 def _row(index: Any) -> str:
