@@ -99,7 +99,6 @@ def _score_rows(
     table: pd.DataFrame,
     image: np.ndarray,
     maps: np.ndarray | None,
-    *,
     skip: set[int],
     first_row: int,
 ) -> list[Failure]:
