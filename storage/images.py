@@ -20,7 +20,12 @@ class UnreadableImageError(ValueError):
 
 
 def read_image(file: PictureFile) -> NDArray[np.uint8]:
-    """Read a picture as it is meant to be seen.
+    """Read a picture as it is meant to be seen, (H, W, 3) uint8 RGB; see `decode_image`."""
+    return np.array(decode_image(file))
+
+
+def decode_image(file: PictureFile) -> Image.Image:
+    """Decode a picture as it is meant to be seen, and leave it in Pillow's hands, where cutting and resizing need no copy.
 
     EXIF orientation is applied; 16-bit greyscale is scaled by its type's range, never by its content; transparency is laid on white; of an
     animated picture comes the first frame.
@@ -29,7 +34,7 @@ def read_image(file: PictureFile) -> NDArray[np.uint8]:
         file: A local path, or a binary file open for reading.
 
     Returns:
-        (H, W, 3) uint8, RGB.
+        of mode RGB, with all its pixels; the file may be closed.
 
     Raises:
         UnreadableImageError: The bytes are no whole picture, or one of more pixels than Pillow's limit against decompression bombs.
@@ -39,11 +44,12 @@ def read_image(file: PictureFile) -> NDArray[np.uint8]:
         ImageOps.exif_transpose(image, in_place=True)  # nothing is copied that is not turned
         if image.mode == "F" or image.mode.startswith("I"):
             grey = _scale_to_8_bit(np.asarray(image))
-            return np.repeat(grey[..., None], 3, axis=2)
+            return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
         if image.has_transparency_data:
             picture = image.convert("RGBA")
-            return np.array(Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB"))
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_mask(file: PictureFile) -> NDArray[np.bool_]:

@@ -2,12 +2,21 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from storage import dicom, filesystems, frames, images
 
 
 def read_picture(uri: str, *, frame: str | None, sha256: str) -> NDArray[np.uint8]:
-    """Read a picture as it is meant to be seen.
+    """Read a picture, (H, W, 3) uint8 RGB; see `decode_picture`."""
+    if frame is not None:
+        return frames.read_frame(uri, frame, sha256=sha256)
+    with filesystems.open_for_reading(uri) as file:
+        return dicom.read_dicom(file) if is_dicom(uri) else images.read_image(file)
+
+
+def decode_picture(uri: str, *, frame: str | None, sha256: str) -> Image.Image:
+    """Decode a picture as it is meant to be seen.
 
     Args:
         uri: the file.
@@ -15,16 +24,16 @@ def read_picture(uri: str, *, frame: str | None, sha256: str) -> NDArray[np.uint
         sha256: the file's digest; a file that was replaced is not taken for the one that was read before.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        of mode RGB.
 
     Raises:
         UnreadableImageError: damaged, too large, no such frame.
         OSError: the file is not there or does not answer.
     """
-    if frame is not None:
-        return frames.read_frame(uri, frame, sha256=sha256)
+    if frame is not None or is_dicom(uri):
+        return Image.fromarray(read_picture(uri, frame=frame, sha256=sha256))
     with filesystems.open_for_reading(uri) as file:
-        return dicom.read_dicom(file) if is_dicom(uri) else images.read_image(file)
+        return images.decode_image(file)
 
 
 def is_dicom(uri: str) -> bool:

@@ -1,6 +1,6 @@
 """From a row of the manifest to the pixels a detector sees."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,33 +13,50 @@ from torch.utils.data import Dataset
 
 from storage import filesystems
 from storage.images import UnreadableImageError, read_mask
-from storage.pictures import read_picture
+from storage.pictures import decode_picture
 from storage.slides import SlideReader, is_slide, open_slide
 from storage.tiff_levels import UnreadableSlideError
 from tasks.outlines import draw_outlines, draw_region, has_outlines
 from tasks.transforms import apply_transform
 
 Row = Mapping[Hashable, Any] | pd.Series  # a row of the manifest, as a dictionary or as pandas has it
-READ_ERRORS = (UnreadableImageError, UnreadableSlideError, FileNotFoundError, PermissionError)
+READ_ERRORS = (UnreadableImageError, UnreadableSlideError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 def read_sample(row: Row, *, size_px: int) -> np.ndarray:
     """The sample's pixels, (size_px, size_px, 3) uint8 RGB; transformed as the row says, resized with antialiasing where the box differs.
 
     Raises:
-        UnreadableImageError, UnreadableSlideError: the file is damaged where the sample lies.
+        UnreadableImageError, UnreadableSlideError: the file is damaged where the sample lies, or too small for its box.
         OSError: it is not there or does not answer.
     """
-    x, y, width, height = int(row["x_px"]), int(row["y_px"]), int(row["width_px"]), int(row["height_px"])
-    if _text(row, "frame") is None and _is_slide(row["uri"], row["sha256"]):
-        pixels = _slide(row["uri"], row["sha256"]).read_region(x, y, width, height, level=int(row["level"]))
-    else:
-        pixels = _picture(row["uri"], _text(row, "frame"), row["sha256"])[y : y + height, x : x + width]
-    if (transform := _text(row, "transform")) is not None:
-        pixels = apply_transform(pixels, transform)
-    if pixels.shape[:2] == (size_px, size_px):
-        return np.array(pixels)  # a copy: the picture it is cut from is kept for its other samples
-    return np.array(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BILINEAR))
+    # a copy: the picture it is cut from is kept for its other samples
+    return np.array(_resize(_cut(row, None if is_of_slide(row) else _picture(row["uri"], _text(row, "frame"), row["sha256"])), size_px))
+
+
+def read_samples(rows: Sequence[Row], sizes_px: Sequence[int]) -> list[dict[int, np.ndarray] | UnreadableSlideError | UnreadableImageError]:
+    """Samples of one picture, decoded once, or of one slide: of each the pixels by size, as `read_sample` gives them, or what is wrong.
+
+    Raises:
+        UnreadableImageError, OSError: as `read_sample`, of the picture as a whole.
+    """
+    first = rows[0]
+    samples: list[dict[int, np.ndarray] | UnreadableSlideError | UnreadableImageError] = []
+    of_slide = is_of_slide(first)
+    picture = None if of_slide else decode_picture(first["uri"], frame=_text(first, "frame"), sha256=first["sha256"])
+    for row in rows:
+        try:
+            cut = _cut(row, picture)
+        except (UnreadableImageError, UnreadableSlideError) as error:
+            samples.append(error)
+        else:
+            samples.append({size_px: np.asarray(_resize(cut, size_px)) for size_px in sizes_px})
+    return samples
+
+
+def is_of_slide(row: Row) -> bool:
+    """Whether the sample is a region of a slide, which is read without the rest."""
+    return _text(row, "frame") is None and _is_slide(row["uri"], row["sha256"])
 
 
 def read_sample_mask(row: Row, *, size_px: int) -> np.ndarray | None:
@@ -110,14 +127,35 @@ def _slide(uri: str, _sha256: str) -> SlideReader:
 
 
 @lru_cache(maxsize=4)
-def _picture(uri: str, frame: str | None, sha256: str) -> np.ndarray:
-    return read_picture(uri, frame=frame, sha256=sha256)
+def _picture(uri: str, frame: str | None, sha256: str) -> Image.Image:
+    return decode_picture(uri, frame=frame, sha256=sha256)
 
 
 @lru_cache(maxsize=4)
 def _mask(uri: str, _sha256: str) -> np.ndarray:
     with filesystems.open_for_reading(uri) as file:
         return read_mask(file)
+
+
+def _cut(row: Row, picture: Image.Image | None) -> Image.Image:
+    """The sample's part of its picture, or of its slide where there is no picture, transformed as the row says."""
+    x, y, width, height = int(row["x_px"]), int(row["y_px"]), int(row["width_px"]), int(row["height_px"])
+    if picture is None:
+        part = Image.fromarray(_slide(row["uri"], row["sha256"]).read_region(x, y, width, height, level=int(row["level"])))
+    elif (x, y, width, height) == (0, 0, *picture.size):
+        part = picture
+    elif x + width > picture.width or y + height > picture.height:
+        raise UnreadableImageError(
+            f"{row['uri']}: {width} × {height} px at ({x}, {y}) are not in {picture.width} × {picture.height} px: it was replaced since"
+        )
+    else:
+        part = picture.crop((x, y, x + width, y + height))
+    transform = _text(row, "transform")
+    return part if transform is None else Image.fromarray(apply_transform(np.asarray(part), transform))
+
+
+def _resize(part: Image.Image, size_px: int) -> Image.Image:
+    return part if part.size == (size_px, size_px) else part.resize((size_px, size_px), Image.Resampling.BILINEAR)
 
 
 def _cut_mask(row: Row, size_px: int) -> np.ndarray:
