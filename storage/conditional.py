@@ -5,12 +5,15 @@ Locally under a lock on a hidden file beside it; in buckets by If-None-Match and
 
 import fcntl
 import hashlib
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from storage import filesystems, object_stores
+
+_MARK = "writer"  # metadata of an object that names the call that wrote it
 
 
 class ConflictError(RuntimeError):
@@ -36,7 +39,7 @@ def create(uri: str, content: bytes) -> str:
     """Write a file that is not there yet; returns its version.
 
     Raises:
-        FileExistsError: one is there. (In a bucket one of the same content is taken for our own: see `_put`.)
+        FileExistsError: one is there.
     """
     if object_stores.is_object_store(uri):
         return _put(uri, content, "create")
@@ -66,12 +69,13 @@ def _put(uri: str, content: bytes, mode: Any) -> str:
     from obstore.exceptions import PreconditionError
 
     folder, name = _split(uri)
+    mark = uuid.uuid4().hex
     try:
         with object_stores.explained(uri):
-            return str(object_stores.open_bucket(folder).writer.put(name, content, mode=mode)["e_tag"])
+            return str(object_stores.open_bucket(folder).writer.put(name, content, mode=mode, attributes={_MARK: mark})["e_tag"])
     except (PreconditionError, FileExistsError, FileNotFoundError) as error:
-        # a request that was answered and whose answer got lost is sent again, and then meets what it has written itself
-        version = _version_of(uri, content)
+        # a request whose answer got lost is sent again, and then meets what it has written itself
+        version = _version_marked(uri, mark)
         if version is not None:
             return version
         if isinstance(error, FileExistsError):
@@ -79,13 +83,15 @@ def _put(uri: str, content: bytes, mode: Any) -> str:
         raise ConflictError(f"{uri} was replaced by another process") from error
 
 
-def _version_of(uri: str, content: bytes) -> str | None:
-    """The version of what is there, if it is this content."""
+def _version_marked(uri: str, mark: str) -> str | None:
+    """The version of what is there, if this very call has written it."""
+    folder, name = _split(uri)
     try:
-        found, version = read(uri)
+        with object_stores.explained(uri):
+            answer = object_stores.open_bucket(folder).reader.get(name)
     except FileNotFoundError:
         return None
-    return version if found == content else None
+    return str(answer.meta["e_tag"]) if answer.attributes.get(_MARK) == mark else None
 
 
 def _split(uri: str) -> tuple[str, str]:

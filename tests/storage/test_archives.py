@@ -1,5 +1,6 @@
 """The archive's own manifest: it only grows, old rows keep their place, and a kill at any write leaves one that opens."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,19 @@ def files_in(uri: str) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(Path(uri, "rows").glob("*.parquet"))}
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archives, "PART_ROWS", 4)
+        append_manifest(str(folder / "archive"), *manifest_of(folder, range(10)))
+    return folder / "archive"
+
+
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
+def uri(tmp_path: Path, template: Path) -> str:
     """An archive of ten samples."""
-    append_manifest(str(tmp_path / "archive"), *manifest_of(tmp_path, range(10)))
-    return str(tmp_path / "archive")
+    return str(shutil.copytree(template, tmp_path / "archive"))
 
 
 def test_rows_come_back_as_the_manifest_holds_them(tmp_path: Path, uri: str) -> None:
