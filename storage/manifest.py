@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow as arrow
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from storage import filesystems
@@ -68,7 +70,7 @@ _SCHEMA = pa.DataFrameSchema(
 )
 COLUMNS = tuple(_SCHEMA.columns)
 TEXT_COLUMNS = tuple(name for name, column in _SCHEMA.columns.items() if str(column.dtype).startswith("str"))
-_ARROW_TYPES = {
+ARROW_TYPES = {
     name: arrow.large_string() if name in TEXT_COLUMNS else arrow.type_for_alias(str(column.dtype).lower())
     for name, column in _SCHEMA.columns.items()
 }
@@ -78,8 +80,17 @@ _READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
 def sample_id(sha256: str, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int, frame: str | None = None) -> str:
     """The identity of a sample's pixels: 32 hexadecimal digits of the file's digest, the frame and the box at its reading level."""
-    picture = sha256 if frame is None else f"{sha256}#{frame}"
-    return hashlib.sha256(f"{picture}:{level}:{x_px}:{y_px}:{width_px}:{height_px}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{_picture(sha256, frame)}:{level}:{x_px}:{y_px}:{width_px}:{height_px}".encode()).hexdigest()[:32]
+
+
+def sample_ids(sha256: str, corners: NDArray[np.integer], *, level: int, width_px: int, height_px: int, frame: str | None) -> list[str]:
+    """`sample_id` of many boxes of one size, given by their (n, 2) upper left corners."""
+    start, size = f"{_picture(sha256, frame)}:{level}:", f":{width_px}:{height_px}"
+    return [hashlib.sha256(f"{start}{x}:{y}{size}".encode()).hexdigest()[:32] for x, y in corners.tolist()]
+
+
+def _picture(sha256: str, frame: str | None) -> str:
+    return sha256 if frame is None else f"{sha256}#{frame}"
 
 
 def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
@@ -137,6 +148,16 @@ def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tupl
     return written
 
 
+def write_rows(folder: str, rows: arrow.Table) -> str:
+    """Write rows of a manifest to be, as a file that is named by its content, for `read_parts`; gives its URI."""
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(rows, sink, write_statistics=False)  # always read whole
+    content = sink.getvalue().to_pybytes()
+    uri = filesystems.join(folder, f"{hashlib.sha256(content).hexdigest()[:32]}.parquet")
+    filesystems.write_bytes(uri, content)
+    return uri
+
+
 def read_parts(uris: Sequence[str], *, beside: Mapping[str, arrow.DataType]) -> pd.DataFrame:
     """Tables over the manifest's columns, one after the other, in the manifest's types; not validated.
 
@@ -146,7 +167,7 @@ def read_parts(uris: Sequence[str], *, beside: Mapping[str, arrow.DataType]) -> 
         uris: of the tables.
         beside: columns that the tables have beside the manifest's, and their types.
     """
-    types = {**_ARROW_TYPES, **beside}
+    types = {**ARROW_TYPES, **beside}
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         joined = arrow.concat_tables(pool.map(_read_filled, uris), promote_options="permissive")
     columns = {}

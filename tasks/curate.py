@@ -10,7 +10,7 @@ import pandas as pd
 from methods.curation.splits import SplitConfig
 from storage import filesystems
 from storage.datasets.source import SourceError
-from storage.manifest import read_manifest, read_parts, write_named
+from storage.manifest import read_manifest, read_parts, write_named, write_rows
 from storage.slides import is_slide
 from tasks.caching import cached_task
 from tasks.curation import CurationConfig, TilingConfig
@@ -54,10 +54,7 @@ def tabulate_batch(batch: BatchReference, tiling: TilingConfig, curation: Curati
     """The rows of a batch as a table named by its content; what cannot be read becomes one excluded row."""
     tabulated = [_tabulate_item(item, tiling, curation, stain) for item in read_batch(batch)]
     table = to_table(tabulated)
-    content = table.to_parquet(index=False)
-    digest = hashlib.sha256(content).hexdigest()[:32]
-    uri = filesystems.join(store, "tables", f"{digest}.parquet")
-    filesystems.write_bytes(uri, content)
+    uri = write_rows(filesystems.join(store, "tables"), table)
     preview_uris = [_write_preview(found.preview, store) for found in tabulated if found.preview is not None]
     notes = Counter(found.note for found in tabulated)
     return TableReference(
@@ -66,7 +63,7 @@ def tabulate_batch(batch: BatchReference, tiling: TilingConfig, curation: Curati
         items=len(tabulated),
         unusable=sum(found.note.startswith("unusable") for found in tabulated),
         rows=len(table),
-        excluded=int(table["excluded"].notna().sum()),
+        excluded=len(table) - table["excluded"].null_count,
         note="; ".join(note if count == 1 else f"{count} × {note}" for note, count in notes.most_common(5)),
         preview_uri=preview_uris[0] if preview_uris else None,
     )

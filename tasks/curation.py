@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from methods.curation.quality import QualityConfig
@@ -70,10 +71,9 @@ class TileQualityConfig(BaseModel):
     least_sharpness: float = Field(default=0.06, ge=0, description="blurred below; sharp tissue has 0.5 and more")
     most_ink: float = Field(default=0.05, ge=0, le=1, description="share of pixels in the colours of ink above which a tile is marked pen")
 
-    def flags(self, sharpness: float, ink: float) -> tuple[str, ...]:
-        """What these values raise."""
-        raised = {"blurred": sharpness < self.least_sharpness, "pen": ink > self.most_ink}
-        return tuple(name for name, is_raised in raised.items() if is_raised)
+    def flags(self, sharpness: np.ndarray, ink: np.ndarray) -> dict[str, np.ndarray]:
+        """By flag, for which of n tiles it is raised, (n,) bool; none for tiles whose values are NaN."""
+        return {"blurred": sharpness < self.least_sharpness, "pen": ink > self.most_ink}
 
 
 class CurationConfig(BaseModel):

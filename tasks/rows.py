@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as arrow
 
 from methods.curation.hashing import dihedral_hashes, hash_to_text, perceptual_hash
 from storage.datasets.source import SourceError
-from storage.manifest import COLUMNS, sample_id
+from storage.manifest import ARROW_TYPES, sample_id
 from tasks.curation import DuplicateConfig
 from tasks.features import describe_picture
 from tasks.references import ItemReference
@@ -29,24 +28,40 @@ class Box:
 
 SEARCH_COLUMNS = {"phash_turns": arrow.large_string(), "features": arrow.binary()}  # of the tables, not of the manifest
 NOWHERE = Box(0, 0, 0, 0)  # of a picture that was not read
+_TABLE = arrow.schema({**ARROW_TYPES, **SEARCH_COLUMNS})
 
 
 @dataclass(frozen=True)
 class Tabulated:
     """The rows of one picture or slide, a line about them, and a picture of what was done where there is one."""
 
-    rows: list[dict[str, Any]] | pd.DataFrame  # of a slide's tens of thousands of tiles columns
+    rows: list[dict[str, Any]] | arrow.Table  # of a slide's tens of thousands of tiles columns
     note: str
     preview: bytes | None = None
 
 
-def to_table(tabulated: Sequence[Tabulated]) -> pd.DataFrame:
-    """The rows of a batch over the columns of the manifest and of the search for duplicates."""
-    columns = [*COLUMNS, *SEARCH_COLUMNS]
-    if len(tabulated) == 1 and isinstance(tabulated[0].rows, pd.DataFrame):
-        return tabulated[0].rows.reindex(columns=columns)
-    rows = [found.rows.to_dict("records") if isinstance(found.rows, pd.DataFrame) else found.rows for found in tabulated]
-    return pd.DataFrame([row for of_one in rows for row in of_one], columns=columns)
+def to_table(tabulated: Sequence[Tabulated]) -> arrow.Table:
+    """The rows of a batch over the columns of the manifest and of the search for duplicates; empty ones are of the type null."""
+    if len(tabulated) == 1 and isinstance(tabulated[0].rows, arrow.Table):
+        return tabulated[0].rows
+    rows = [found.rows.to_pylist() if isinstance(found.rows, arrow.Table) else found.rows for found in tabulated]
+    table = arrow.Table.from_pylist([row for of_one in rows for row in of_one], _TABLE)
+    filled = (column if column.null_count < len(table) else arrow.nulls(len(table)) for column in table.columns)
+    return arrow.table(list(filled), table.column_names)
+
+
+def to_columns(rows: int, common: dict[str, Any], columns: dict[str, Any]) -> arrow.Table:
+    """As `to_table`, of what all rows have in common, and of columns with a value a row: arrays or lists; None and NaN are null."""
+    arrays = {}
+    for field in _TABLE:
+        if field.name in columns:
+            column = arrow.array(columns[field.name], from_pandas=True)
+            arrays[field.name] = column.cast(field.type) if column.null_count < rows else arrow.nulls(rows)
+        elif common.get(field.name) is not None:
+            arrays[field.name] = arrow.repeat(arrow.scalar(common[field.name], field.type), rows)
+        else:
+            arrays[field.name] = arrow.nulls(rows)
+    return arrow.table(arrays)
 
 
 def make_row(item: ItemReference, box: Box, **found: Any) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The tiles of one slide: tissue mask, grid at a spacing, labels from outlines, a cap, flags, and a preview of all that."""
 
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as arrow
 from PIL import Image
 
 from methods.curation.previews import draw_tiles
@@ -15,13 +14,13 @@ from methods.curation.tissue import draw_evenly, find_tissue, tile_grid, tissue_
 from storage import filesystems
 from storage.datasets.source import SourceError
 from storage.images import encode_jpeg, read_mask
-from storage.manifest import sample_id
+from storage.manifest import sample_ids
 from storage.slides import SlideReader, look_over, open_slide
 from storage.tiff_levels import UnreadableSlideError
 from tasks.curation import CurationConfig, TileQualityConfig, TilingConfig
 from tasks.outlines import draw_outlines, has_outlines
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, check_marked, label_of, make_row, search_columns
+from tasks.rows import Box, Tabulated, check_marked, label_of, make_row, search_columns, to_columns
 from tasks.transforms import stain_transform
 
 _THUMBNAIL_PX = 1024
@@ -46,11 +45,20 @@ class TileLevel:
     stride_px: int
 
 
-class _Finding(NamedTuple):
-    """What is wrong with a tile."""
+@dataclass(frozen=True)
+class _Findings:
+    """What is wrong with n tiles: the flags, (n,) bool each, and by tile why it cannot be read."""
 
-    flags: tuple[str, ...]
-    unreadable: str | None = None
+    flags: dict[str, np.ndarray]
+    unreadable: dict[int, str]
+
+    def columns(self, curation: CurationConfig) -> dict[str, np.ndarray]:
+        """The columns flags and excluded, (n,) object; each combination of flags is put into words once."""
+        codes = sum(raised.astype(int) << bit for bit, raised in enumerate(self.flags.values()))
+        combinations = [tuple(name for bit, name in enumerate(self.flags) if code >> bit & 1) for code in range(1 << len(self.flags))]
+        excluded = np.array([curation.refuse(flags) for flags in combinations], object)[codes]
+        excluded[list(self.unreadable)] = list(self.unreadable.values())
+        return {"flags": np.array([";".join(flags) or None for flags in combinations], object)[codes], "excluded": excluded}
 
 
 def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: CurationConfig, *, stain: str | None) -> Tabulated:
@@ -81,7 +89,10 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
         kept = _capped(enough & ~lost, labels, tiling, seed=named["sha256"] or "") | lost
         findings = _look_at_tiles(slide, spacing_um, boxes[kept] * slide.level_downsamples[view.level], curation.tiles)
         transform, trouble = stain_transform(stain, _read_some(slide, view, corners[kept & ~lost]) if stain else None)
-    findings = [_complete(finding, bool(is_lost), trouble) for finding, is_lost in zip(findings, lost[kept], strict=True)]
+    if trouble:
+        findings.flags["stain-failed"] = np.ones(int(kept.sum()), bool)
+    for tile in np.flatnonzero(lost[kept]).tolist():
+        findings.unreadable.setdefault(tile, "unreadable: no level can be decoded here")
     hashes = search_columns(thumbnail, curation.duplicates)
     of_all = hashes | {"spacing_um": view.spacing_um, "transform": transform}
     rows = _rows(named, view, of_all, corners[kept], labels[kept], tissue[kept], marked[kept], findings, curation)
@@ -149,43 +160,33 @@ def _capped(enough: np.ndarray, labels: np.ndarray, tiling: TilingConfig, *, see
     return kept
 
 
-def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, quality: TileQualityConfig) -> list[_Finding]:
+def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, quality: TileQualityConfig) -> _Findings:
     """What is wrong with each tile, given as level-0 boxes in the order of the grid; looked at at about `_FLAG_SPACING_UM`."""
     fine = [level for level, downsample in enumerate(slide.level_downsamples) if spacing_um * downsample <= _FLAG_SPACING_UM]
     level = fine[-1] if fine else 0
     downsample = slide.level_downsamples[level]
     reduction = max(1, int(_FLAG_SPACING_UM / (spacing_um * downsample)))
-    findings: list[_Finding] = []
-    rows = np.split((boxes / downsample).round().astype(int), np.flatnonzero(np.diff(boxes[:, 1])) + 1)
-    for row in rows if len(boxes) else ():
+    measured, unreadable = np.full((2, len(boxes)), np.nan), {}
+    boxes = (boxes / downsample).round().astype(int)
+    for row in np.split(np.arange(len(boxes)), np.flatnonzero(np.diff(boxes[:, 1])) + 1) if len(boxes) else ():
         try:
-            findings += _look_at_row(slide, row, level, reduction, quality)
+            measured[:, row] = _measure_row(slide, boxes[row], level, reduction)
         except UnreadableSlideError:  # one by one: the others of the row are sound
-            findings += [_look_at_tile(slide, box, level, reduction, quality) for box in row]
-    return findings
+            for tile in row.tolist():
+                try:
+                    measured[:, [tile]] = _measure_row(slide, boxes[[tile]], level, reduction)
+                except UnreadableSlideError as error:
+                    unreadable[tile] = f"unreadable: {error}"
+    return _Findings(quality.flags(*measured), unreadable)
 
 
-def _look_at_row(slide: SlideReader, row: np.ndarray, level: int, reduction: int, quality: TileQualityConfig) -> list[_Finding]:
-    """Of tiles of one row of the grid, (n, 4) in pixels of the level."""
+def _measure_row(slide: SlideReader, row: np.ndarray, level: int, reduction: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sharpness and ink of tiles of one row of the grid, (n, 4) in pixels of the level; (n,) each."""
     left, top, right, bottom = row[:, 0].min(), row[0, 1], row[:, 2].max(), row[0, 3]
     pixels = slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level)
     if reduction > 1:
         pixels = np.asarray(Image.fromarray(pixels).reduce(reduction))
-    sharpness, ink = measure_tiles(pixels, (row[:, ::2] - left) / reduction)
-    return [_Finding(quality.flags(*measured)) for measured in zip(sharpness.tolist(), ink.tolist(), strict=True)]
-
-
-def _look_at_tile(slide: SlideReader, box: np.ndarray, level: int, reduction: int, quality: TileQualityConfig) -> _Finding:
-    try:
-        return _look_at_row(slide, box[None], level, reduction, quality)[0]
-    except UnreadableSlideError as error:
-        return _Finding((), f"unreadable: {error}")
-
-
-def _complete(finding: _Finding, is_lost: bool, stain_trouble: str | None) -> _Finding:
-    """With what is known of the whole slide."""
-    flags = (*finding.flags, *(("stain-failed",) if stain_trouble else ()))
-    return _Finding(flags, finding.unreadable or ("unreadable: no level can be decoded here" if is_lost else None))
+    return measure_tiles(pixels, (row[:, ::2] - left) / reduction)
 
 
 def _read_some(slide: SlideReader, view: TileLevel, corners: np.ndarray) -> np.ndarray:
@@ -205,34 +206,32 @@ def _rows(
     labels: np.ndarray,
     tissue: np.ndarray,
     marked: np.ndarray,
-    findings: list[_Finding],
+    findings: _Findings,
     curation: CurationConfig,
-) -> pd.DataFrame:
+) -> arrow.Table:
     """A row a tile, put together by columns, because a slide has tens of thousands of them."""
     common = make_row(item, Box(0, 0, view.tile_px, view.tile_px, view.level), **of_all)
-    picture, frame = item["sha256"] or item["uri"], item["frame"]
-    place = {"level": view.level, "width_px": view.tile_px, "height_px": view.tile_px}
+    picture, size = item["sha256"] or item["uri"], {"width_px": view.tile_px, "height_px": view.tile_px}
     columns = {
-        "sample_id": [sample_id(picture, frame=frame, x_px=x, y_px=y, **place) for x, y in corners.tolist()],
+        "sample_id": sample_ids(picture, corners, frame=item["frame"], level=view.level, **size),
         "x_px": corners[:, 0],
         "y_px": corners[:, 1],
-        "label": labels if np.isnan(labels).any() else labels.astype(int),
-        "finding": [None if label == 0 else item["finding"] for label in labels.tolist()],
+        "label": labels,
+        "finding": np.array([item["finding"], None], object)[(labels == 0).astype(int)],
         "tissue_share": tissue,
         "abnormal_share": marked,
-        "flags": [";".join(finding.flags) or None for finding in findings],
-        "excluded": [finding.unreadable or curation.refuse(finding.flags) for finding in findings],
+        **findings.columns(curation),
     }
-    return pd.DataFrame(common | columns, index=range(len(corners)))
+    return to_columns(len(corners), common, columns)
 
 
-def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: list[_Finding], tiling: TilingConfig) -> str:
+def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: _Findings, tiling: TilingConfig) -> str:
     if not len(corners):
         return f"the slide is smaller than tiling.size_px = {tiling.size_px}"
     parts = [f"{int(kept.sum())} of {len(corners)} tiles kept", f"{int((~enough).sum())} with less than {tiling.tissue_share:.0%} tissue"]
     if capped := int((enough & ~kept).sum()):
         parts.append(f"{capped} not drawn (tiling.tiles_max)")
-    if unreadable := sum(finding.unreadable is not None for finding in findings):
-        parts.append(f"{unreadable} unreadable")
-    counted = Counter(flag for finding in findings for flag in finding.flags)
-    return "; ".join([*parts, *(f"{count} flagged {flag}" for flag, count in sorted(counted.items()))])
+    if findings.unreadable:
+        parts.append(f"{len(findings.unreadable)} unreadable")
+    counted = {flag: int(raised.sum()) for flag, raised in sorted(findings.flags.items())}
+    return "; ".join([*parts, *(f"{count} flagged {flag}" for flag, count in counted.items() if count)])

@@ -334,14 +334,24 @@ def _tick_scores(ticks: np.ndarray, shortest: int, longest: int, least_power: fl
 
 def ink_mask(pixels: np.ndarray) -> np.ndarray:
     """Which of (..., 3) uint8 RGB pixels have the colour of ink, (...) bool; see `pen_share`."""
-    densities = [_DENSITY[pixels[..., channel]] for channel in range(3)]  # apart: NumPy is slow along an axis of three
-    total = densities[0] + densities[1] + densities[2]
-    red, green, blue = (density / np.maximum(total, 1e-6) for density in densities)
-    evenness = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    blue_or_green_ink = ((red > 1.2 * green) & (total > 1.0)) | ((red > green) & (total > 2.5))  # tissue shines through: it adds green
-    black_ink = ((evenness < 0.08) & (total > 3.2)) | ((evenness < 0.125) & (total > 4))
-    red_ink = (red < 0.12) & (blue > 0.36) & (total > 1.8)
-    return np.asarray(blue_or_green_ink | black_ink | red_ink)
+    return np.asarray(_are_ink(np.ascontiguousarray(pixels).reshape(-1, 3), _DENSITY)).reshape(pixels.shape[:-1])
+
+
+@compiled
+def _are_ink(pixels: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """(n,) bool of (n, 3); all in float32, as the densities are."""
+    f, ink = np.float32, np.empty(len(pixels), np.bool_)
+    for i in range(len(pixels)):
+        red, green, blue = density[pixels[i, 0]], density[pixels[i, 1]], density[pixels[i, 2]]
+        total = red + green + blue
+        scale = max(total, f(1e-6))
+        red, green, blue = red / scale, green / scale, blue / scale
+        evenness = max(red, green, blue) - min(red, green, blue)
+        blue_or_green_ink = (red > f(1.2) * green and total > f(1)) or (red > green and total > f(2.5))  # tissue shines through: adds green
+        black_ink = (evenness < f(0.08) and total > f(3.2)) or (evenness < f(0.125) and total > f(4))
+        red_ink = red < f(0.12) and blue > f(0.36) and total > f(1.8)
+        ink[i] = blue_or_green_ink or black_ink or red_ink
+    return ink
 
 
 def _ink_share(pixels: np.ndarray) -> float:

@@ -24,19 +24,27 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         sharpness (n,) and share of ink (n,) in [0, 1], float64.
     """
-    laplacian, square, within_cells = _mean_in_spans(_sum_columns(np.ascontiguousarray(strip)), spans, strip.shape[0])
+    strip, spans = np.ascontiguousarray(strip), np.asarray(spans, float)
+    laplacian, square, within_cells = _mean_in_spans(_sum_columns(strip), spans.round().astype(np.int64), strip.shape[0])
     variance = square - laplacian**2 - _ROUNDING
     sharpness = np.divide(np.maximum(variance, 0), within_cells, out=np.zeros_like(variance), where=within_cells > 1e-3)
     ink = ink_mask(strip[::_INK_STEP, ::_INK_STEP])
-    [ink_share] = _mean_in_spans(ink.sum(axis=0, dtype=np.float64)[None], np.asarray(spans) / _INK_STEP, ink.shape[0])
+    [ink_share] = _mean_in_spans(ink.sum(axis=0, dtype=np.float64)[None], (spans / _INK_STEP).round().astype(np.int64), ink.shape[0])
     return sharpness, ink_share
 
 
+@compiled
 def _mean_in_spans(sums: np.ndarray, spans: np.ndarray, height: int) -> np.ndarray:
     """(k, n) means of k quantities in each span of columns, of their (k, w) sums over the `height` pixels of each column."""
-    before = np.concatenate([np.zeros((len(sums), 1)), sums.cumsum(axis=1)], axis=1)
-    first, last = np.asarray(spans).round().astype(int).clip(0, sums.shape[1]).T
-    return np.asarray((before[:, last] - before[:, first]) / (np.maximum(last - first, 1) * height))
+    width = sums.shape[1]
+    means, before = np.empty((len(sums), len(spans))), np.zeros(width + 1)
+    for k in range(len(sums)):
+        for x in range(width):
+            before[x + 1] = before[x] + sums[k, x]
+        for n in range(len(spans)):
+            first, last = min(max(spans[n, 0], 0), width), min(max(spans[n, 1], 0), width)
+            means[k, n] = (before[last] - before[first]) / (max(last - first, 1) * height)
+    return means
 
 
 @compiled
@@ -57,12 +65,17 @@ def _sum_columns(strip: np.ndarray) -> np.ndarray:
             laplacian = grey[y, x - 1] + grey[y, x + 1] + grey[y - 1, x] + grey[y + 1, x] - np.float32(4) * grey[y, x]
             sums[0, x] += laplacian
             sums[1, x] += laplacian * laplacian
-    mean = np.empty(width, np.float32)
+    mean, total = np.empty(width, np.float32), np.empty((width + _CELL_PX - 1) // _CELL_PX, np.float32)
     for top in range(0, height, _CELL_PX):
         bottom = min(top + _CELL_PX, height)
-        for left in range(0, width, _CELL_PX):
-            right = min(left + _CELL_PX, width)
-            mean[left:right] = grey[top:bottom, left:right].mean()
+        total[:] = 0
+        for y in range(top, bottom):
+            for column in range(_CELL_PX):  # all cells side by side: their sums do not wait for each other
+                for x in range(column, width, _CELL_PX):
+                    total[x // _CELL_PX] += grey[y, x]
+        for x in range(width):
+            cell_px = (bottom - top) * (min(x // _CELL_PX * _CELL_PX + _CELL_PX, width) - x // _CELL_PX * _CELL_PX)
+            mean[x] = total[x // _CELL_PX] / cell_px
         for y in range(top, bottom):
             for x in range(width):
                 difference = grey[y, x] - mean[x]

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from storage.manifest import COLUMNS, ManifestError, read_manifest, sample_id, validate_manifest, write_manifest
+from storage.manifest import COLUMNS, ManifestError, read_manifest, sample_id, sample_ids, validate_manifest, write_manifest
 
 
 @pytest.fixture
@@ -116,3 +117,10 @@ def test_the_sample_id_depends_on_content_and_on_every_side_of_the_box() -> None
     assert int(one, 16) >= 0
     others = {sample_id("digest", **{**box, name: 9}) for name in box} | {sample_id("other", **box)}
     assert len(others | {one}) == 7
+
+
+@pytest.mark.parametrize("frame", [None, "images:3"])
+def test_ids_of_many_boxes_are_those_of_each(frame: str | None) -> None:
+    corners, size = np.array([[0, 0], [256, 0], [0, 512]]), {"level": 1, "width_px": 256, "height_px": 200}
+    alone = [sample_id("ab" * 32, frame=frame, x_px=x, y_px=y, **size) for x, y in corners.tolist()]
+    assert sample_ids("ab" * 32, corners, frame=frame, **size) == alone

@@ -14,6 +14,7 @@ from storage.manifest import TEXT_COLUMNS
 from storage.slides import write_pyramid
 from tasks.curation import CurationConfig, StainNormalisation, TilingConfig
 from tasks.references import ItemReference
+from tasks.rows import to_table
 from tasks.samples import SampleDataset, read_sample, read_sample_mask, read_whole_mask
 from tasks.slide_rows import tabulate_slide
 from tasks.transforms import apply_transform, stain_target
@@ -41,7 +42,7 @@ def rows_of(slide: Path, *, stain: str | None = None, mask: str | None = None, *
         values |= {"mask_uri": str(slide.parent / mask), "mask_sha256": mask}
     item = ItemReference(**(dict.fromkeys(ItemReference.__annotations__) | values))  # type: ignore[typeddict-item]
     found = tabulate_slide(item, TilingConfig.model_validate(tiling), CurationConfig(), stain=stain)
-    rows = pd.DataFrame(found.rows)
+    rows = to_table([found]).to_pandas()
     return rows.astype({name: "string" for name in TEXT_COLUMNS if name in rows} | {"label": "Int8"})  # as the manifest has them
 
 

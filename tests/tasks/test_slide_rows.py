@@ -20,6 +20,7 @@ from storage.datasets.source import SourceError
 from storage.slides import UnreadableSlideError, write_pyramid
 from tasks.curation import CurationConfig, StainNormalisation, TilingConfig
 from tasks.references import ItemReference
+from tasks.rows import to_table
 from tasks.samples import read_sample
 from tasks.slide_rows import choose_level, tabulate_slide
 from tasks.transforms import stain_target
@@ -48,7 +49,7 @@ def tabulate(path: Path, *, curation: CurationConfig = CurationConfig(), stain: 
 
 
 def table_of(found: Any) -> pd.DataFrame:
-    return pd.DataFrame(found.rows).set_index(["x_px", "y_px"])
+    return to_table([found]).to_pandas().set_index(["x_px", "y_px"])
 
 
 def spoil_tiles(path: Path, *, page: int, tiles: list[int]) -> None:
@@ -360,7 +361,7 @@ def test_a_tile_damaged_where_only_its_pixels_are_read_is_listed_and_fails_when_
     path, tiling = tmp_path / "slide.svs", {"size_px": 256}
     write_pyramid(path, on_glass(side_px=2048, tissue_px=1280), spacing_um=0.5)
     spoil_tiles(path, page=0, tiles=[9])  # thumbnail and flags come from coarser levels
-    rows = pd.DataFrame(tabulate(path, tiling=tiling).rows)
+    rows = tabulate(path, tiling=tiling).rows.to_pandas()
     assert rows["excluded"].isna().all()
     damaged = (rows["x_px"] == 256) & (rows["y_px"] == 256)
     read_sample(rows[~damaged].iloc[0], size_px=64)

@@ -13,6 +13,7 @@ from methods.curation.quality import (
     TILE_CHECKS,
     QualityConfig,
     flags,
+    ink_mask,
     measure_ita,
     measure_quality,
     near_constant,
@@ -255,3 +256,16 @@ def test_an_unknown_key_or_check_is_refused() -> None:
         QualityConfig(sharpness=1)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="checks"):
         QualityConfig(checks=("ugly",))  # type: ignore[arg-type]
+
+
+def test_ink_is_told_as_by_numpy_in_single_precision() -> None:
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), -1)
+    densities = -np.log((np.moveaxis(colours, -1, 0).astype(np.float32) + 1) / 256)
+    total = densities.sum(axis=0)
+    red, green, blue = densities / np.maximum(total, 1e-6)
+    evenness = np.ptp([red, green, blue], axis=0)
+    tinted = ((red > 1.2 * green) & (total > 1.0)) | ((red > green) & (total > 2.5)) | ((red < 0.12) & (blue > 0.36) & (total > 1.8))
+    wanted = tinted | ((evenness < 0.08) & (total > 3.2)) | ((evenness < 0.125) & (total > 4))
+    assert (ink_mask(colours) == wanted).mean() > 0.9999  # but for rounding
+    assert 0.1 < wanted.mean() < 0.9

@@ -4,7 +4,7 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from methods.curation.quality import ink_mask, sharpness
-from methods.curation.tile_quality import measure_tiles
+from methods.curation.tile_quality import _mean_in_spans, _sum_columns, measure_tiles
 
 SIDE_PX = 128
 SPANS = np.array([[0, 128], [128, 256], [256, 384]])
@@ -67,3 +67,25 @@ def test_spans_between_pixels_and_beyond_the_rim_are_measured() -> None:
     values, ink = measure_tiles(tissue(), np.array([[0.4, 100.6], [300.2, 400.0], [383.9, 384.2]]))
     assert np.isfinite(values).all()
     assert np.isfinite(ink).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (33, 47), (64, 200)])
+def test_sums_of_columns_are_those_of_numpy(height: int, width: int) -> None:
+    strip = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    grey = (strip @ np.array([0.299, 0.587, 0.114], np.float32)).astype(float)
+    laplacian = np.zeros_like(grey)
+    laplacian[1:-1, 1:-1] = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+    from_mean = grey.copy()
+    for y in range(0, height, 16):
+        for x in range(0, width, 16):
+            from_mean[y : y + 16, x : x + 16] -= grey[y : y + 16, x : x + 16].mean()
+    wanted = [laplacian.sum(0), (laplacian**2).sum(0), (from_mean**2).sum(0)]
+    np.testing.assert_allclose(_sum_columns(strip), wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_means_in_spans_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    sums, first = rng.normal(size=(3, 40)), rng.integers(0, 39, 20)
+    spans = np.stack([first, [rng.integers(start + 1, 41) for start in first]], axis=1)
+    wanted = [[row[start:end].sum() / ((end - start) * 7) for start, end in spans] for row in sums]
+    np.testing.assert_allclose(_mean_in_spans(sums, spans, 7), wanted)
