@@ -1,0 +1,201 @@
+"""A slide's heatmap: an OME-Zarr 0.5 multiscale in slide coordinates, and outlines on the slide as GeoJSON that QuPath opens."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore, ObjectStore
+
+from storage import filesystems, object_stores
+
+SCHEMA_VERSION = 1
+BAND_PX = 512  # rows that are written at once: the height of a shard, so that each has one writer, who writes it whole
+
+_CHUNK_PX = 512  # half a mebibyte of float16
+_CHUNKS_A_SHARD = 8  # side by side
+_CODEC = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")  # as for the maps of tiles
+_OURS = "normascope"  # the attribute beside "ome"
+
+
+class HeatmapError(ValueError):
+    """No heatmap, or not a complete one."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A polygon on a slide.
+
+    Attributes:
+        rings: the outline first, then the holes; each (n, 2) x and y in pixels of level 0 from its upper left corner, not closed.
+        name, color: of its class, RGB in 0…255.
+        measurements: by name.
+    """
+
+    rings: Sequence[np.ndarray]
+    name: str
+    color: tuple[int, int, int]
+    measurements: Mapping[str, float]
+
+
+class Heatmap:
+    """A complete heatmap, open for reading. Make one with `open_heatmap`.
+
+    Attributes:
+        levels: number of resolutions, the finest first; each has half the size of the one before, rounded up.
+        scale_um: µm per pixel of the finest.
+        attributes: what it was made from and how; see `HeatmapWriter.finish`.
+    """
+
+    def __init__(self, uri: str, group: zarr.Group) -> None:
+        self.uri = uri
+        self.attributes: dict[str, Any] = dict(group.attrs[_OURS])  # type: ignore[arg-type]
+        self._arrays: list[Any] = [group[path] for path in sorted(group.array_keys(), key=int)]
+        self.levels = len(self._arrays)
+        self.scale_um = float(self.attributes["downsample"] * self.attributes["spacing_um"])
+
+    def shape_of(self, level: int) -> tuple[int, int]:
+        """Height and width of a level in its pixels."""
+        height, width = self._arrays[level].shape
+        return int(height), int(width)
+
+    def downsample_of(self, level: int) -> float:
+        """Pixels of the slide's level 0 along the side of one pixel: pixel i covers [i · downsample, (i + 1) · downsample)."""
+        return float(self.attributes["downsample"] * 2**level)
+
+    def read(self, level: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """(height, width) float16, or float32 for image scores; NaN where there is no score, and outside of the map."""
+        rows, columns = self.shape_of(level)
+        region = np.full((height, width), np.nan, self._arrays[level].dtype)
+        top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, rows), min(x + width, columns)
+        if top < bottom and left < right:
+            region[top - y : bottom - y, left - x : right - x] = self._arrays[level][top:bottom, left:right]
+        return region
+
+
+class HeatmapWriter:
+    """Writes a heatmap band by band; it is there when `finish` has returned, and not before. What was at its place goes at once."""
+
+    def __init__(self, uri: str, *, shapes: Sequence[tuple[int, int]], dtype: np.dtype) -> None:
+        """Clear the place and begin.
+
+        Args:
+            uri: of the folder or prefix, SLIDE.ome.zarr.
+            shapes: height and width of every level, the finest first.
+            dtype: float16 or float32.
+        """
+        group = zarr.open_group(_zarr_store(uri), mode="w", zarr_format=3)
+        self._group, self._levels = group, []
+        self._lowest, self._highest = math.inf, -math.inf
+        for level, (height, width) in enumerate(shapes):
+            chunks_across = min(_CHUNKS_A_SHARD, -(-width // _CHUNK_PX))
+            array = group.create_array(
+                str(level),
+                shape=(height, width),
+                chunks=(BAND_PX, _CHUNK_PX),
+                shards=(BAND_PX, _CHUNK_PX * chunks_across),
+                dtype=dtype,
+                fill_value=np.nan,  # what holds no score is not written
+                compressors=_CODEC,
+                dimension_names=("y", "x"),
+            )
+            self._levels.append(array)
+
+    def write(self, level: int, y: int, rows: np.ndarray) -> None:
+        """Write rows of a level from row `y`, a multiple of `BAND_PX`, on: `BAND_PX` of them, or the last ones."""
+        covered = ~np.isnan(rows).all(axis=0)
+        if not covered.any():
+            return
+        self._levels[level][y : y + len(rows)] = rows
+        if level == 0:
+            self._lowest = min(self._lowest, float(np.nanmin(rows[:, covered])))
+            self._highest = max(self._highest, float(np.nanmax(rows[:, covered])))
+
+    def finish(self, *, name: str, spacing_um: float, downsample: float, shown_from: float | None, attributes: Mapping[str, Any]) -> None:
+        """Say what it is; this makes it complete.
+
+        As NGFF has it, a pixel's coordinate is that of its centre, and the slide's first pixel lies at 0: so a heatmap's pixel of
+        d × d pixels of the slide begins at (d − 1) / 2 of them.
+
+        Args:
+            name: of the slide.
+            spacing_um: µm per pixel of the slide's level 0.
+            downsample: pixels of level 0 along the side of one of the finest level.
+            shown_from: the score from which viewers are to show colour; the lowest where None.
+            attributes: kept beside: what the heatmap was made from and how.
+        """
+        sides = [downsample * 2**level for level in range(len(self._levels))]
+        datasets = [
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [side * spacing_um] * 2},
+                    {"type": "translation", "translation": [(side - 1) / 2 * spacing_um] * 2},
+                ],
+            }
+            for level, side in enumerate(sides)
+        ]
+        axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in ("y", "x")]
+        method = {"description": "each pixel is the mean of those of 2 × 2 pixels of the level before that have a score"}
+        multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "mean", "metadata": method}
+        lowest, highest = (self._lowest, self._highest) if self._lowest <= self._highest else (0.0, 1.0)
+        window = {"min": lowest, "max": highest, "start": lowest if shown_from is None else shown_from, "end": highest}
+        channel = {"label": "anomaly score", "color": "FF0000", "active": True, "window": window}
+        ours = {**attributes, "schema_version": SCHEMA_VERSION, "spacing_um": spacing_um, "downsample": downsample}
+        ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": [channel]}}
+        self._group.attrs.update({"ome": ome, _OURS: ours})
+
+
+def open_heatmap(uri: str) -> Heatmap:
+    """Open a heatmap.
+
+    Raises:
+        HeatmapError: nothing is there, it was cut short, or it is of another schema.
+    """
+    attributes = read_attributes(uri)
+    if attributes is None:
+        raise HeatmapError(f"no complete heatmap at {uri}")
+    if attributes["schema_version"] != SCHEMA_VERSION:
+        raise HeatmapError(f"{uri} has the heatmap schema {attributes['schema_version']}, this normascope reads {SCHEMA_VERSION}")
+    return Heatmap(uri, zarr.open_group(_zarr_store(uri), mode="r"))
+
+
+def read_attributes(uri: str) -> dict[str, Any] | None:
+    """What a complete heatmap says of itself; None where there is none."""
+    metadata = filesystems.join(uri, "zarr.json")
+    if not filesystems.exists(metadata):
+        return None
+    attributes: dict[str, Any] | None = filesystems.read_json(metadata).get("attributes", {}).get(_OURS)
+    return attributes
+
+
+def write_outlines(uri: str, outlines: Iterable[Outline]) -> None:
+    """Write a FeatureCollection of annotations as QuPath (0.4 and later) reads and writes it; the file appears whole or not at all.
+
+    Coordinates are pixels of level 0 from the slide's upper left corner. Rings are closed and, with y upwards, run counterclockwise around
+    what is inside (RFC 7946, section 3.1.6), as those of `outlines` do.
+    """
+    features = ",\n".join(json.dumps(_feature(outline), separators=(",", ":")) for outline in outlines)
+    filesystems.write_bytes(uri, f'{{"type":"FeatureCollection","features":[\n{features}\n]}}\n'.encode())
+
+
+def _feature(outline: Outline) -> dict[str, Any]:
+    rings = [np.concatenate([ring, ring[:1]]).round(3) for ring in outline.rings]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [(ring.astype(int) if (ring % 1 == 0).all() else ring).tolist() for ring in rings]},
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": outline.name, "color": list(outline.color)},
+            "measurements": dict(outline.measurements),
+        },
+    }
+
+
+def _zarr_store(uri: str) -> Any:
+    path = filesystems.local_path(uri)
+    return LocalStore(path) if path is not None else ObjectStore(object_stores.open_bucket(uri).writer)
