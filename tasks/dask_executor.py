@@ -16,7 +16,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-
+import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
 from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
@@ -34,6 +34,7 @@ _GATHER_TIMEOUT_S = 60
 _RESOURCE_TIMEOUT_S = 15  # workers are there, but none offers what is wanted
 _ALLOWED_FAILURES = 1  # a worker can die of an accident; a call that was there at two deaths is rescued
 _RESCUES_MAX = 64
+_LOST_TIMEOUT_S = 120  # the default, 15, closes nannies whose workers are just starting, on a machine that is busy
 _THREADS_PER_PROCESS = 2  # one call reads or writes while the other computes, where calls may run together
 _PROCESS = "process"  # the resource of a local worker that calls share, or have for themselves
 _SPARE, _SPARE_RESCUED = 16, 1  # calls that wait at a worker; its death is blamed on them as well, and who is rescued pays for that
@@ -155,6 +156,11 @@ class _Cluster:
         except OSError as error:
             raise _SchedulerLostError from error
 
+    def replace_lost(self) -> None:
+        """Have local processes that the nannies gave up started again."""
+        if self._local is not None:
+            self._local.scale(len(self._local.worker_spec))
+
     def close(self) -> None:
         self.client.close()
         if self._local is not None:
@@ -240,11 +246,14 @@ class _Flight(Generic[T]):
         if self._room:
             self._alone_since = None
             return True
+        self.cluster.replace_lost()
         self._alone_since = self._alone_since or time.monotonic()
         alone_s = time.monotonic() - self._alone_since
         config = self.cluster.config
         if workers and alone_s > _RESOURCE_TIMEOUT_S:
-            offered = sorted({f"{name}={amount:g}" for worker in workers for name, amount in worker["resources"].items() if name != _PROCESS})
+            offered = sorted(
+                {f"{name}={amount:g}" for worker in workers for name, amount in worker["resources"].items() if name != _PROCESS}
+            )
             raise NoWorkerError(
                 f"none of the {len(workers)} workers at {self.cluster.address} offers {_say(config.resources)} (they offer "
                 f"{', '.join(offered) or 'nothing'}): start one with `dask worker --resources`, or correct execution.resources"
@@ -261,7 +270,10 @@ def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
     """Processes that are started again when they die; with a GPU wanted, one for each, which sees no other."""
     environments = _environments(config)
     if not environments:
-        raise NoWorkerError(f"this machine offers no {_say(config.resources)}: correct execution.resources, or give the address of a cluster")
+        raise NoWorkerError(
+            f"this machine offers no {_say(config.resources)}: correct execution.resources, or give the address of a cluster"
+        )
+    dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_LOST_TIMEOUT_S}s"})
     options = {
         "nthreads": _THREADS_PER_PROCESS,
         "memory_limit": int(MEMORY_LIMIT / len(environments)),

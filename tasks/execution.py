@@ -33,7 +33,8 @@ class ExecutionConfig(BaseModel):
     )
     threads: int = Field(default=1, ge=1, description="computing threads of each function; part of what makes results equal to the bit")
     resources: dict[str, float] = Field(
-        default={}, description="what a worker must offer, as GPU: 1 (`dask worker --resources GPU=1`); the local cluster has a worker a GPU"
+        default={},
+        description="what a worker must offer, as GPU: 1 (`dask worker --resources GPU=1`); locally: a worker a GPU",
     )
     no_worker_timeout_s: float = Field(default=60, gt=0, description="a cluster without any worker for so long is an error")
 

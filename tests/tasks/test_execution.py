@@ -29,4 +29,3 @@ def test_an_unreachable_scheduler_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     executor = executor_for(ExecutionConfig(kind="address", address="tcp://127.0.0.1:9"))
     with pytest.raises(ConnectionError, match=r"tcp://127.0.0.1:9"):
         executor.run(double, 1)
-
