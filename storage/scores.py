@@ -76,7 +76,7 @@ class ScoreStore:
             self.attributes: dict[str, Any] = dict(group.attrs)
             # in the order in which a shard is written
             names = [*(["anomaly_map"] if self.map_size_px is not None else []), "image_score", "status"]
-            self._arrays = {name: _array(group, name) for name in names}
+            self.arrays = {name: _array(group, name) for name in names}
         self.rows = int(self.attributes["rows"])
         self.shard_rows = int(self.attributes["shard_rows"])
 
@@ -112,7 +112,7 @@ class ScoreStore:
 
     def list_files(self) -> dict[str, dict[str, int]]:
         """Bytes of the files of each array and of `records`, by their paths in its folder."""
-        names = [*self._arrays, "records"]
+        names = [*self.arrays, "records"]
         with ThreadPoolExecutor(len(names)) as pool:
             return dict(zip(names, pool.map(lambda name: filesystems.list_sizes(filesystems.join(self.uri, name)), names), strict=True))
 
@@ -141,7 +141,7 @@ class ScoreStore:
         content = {"image_score": image, "status": status}
         if self.map_size_px is not None:
             maps = None if maps is None else np.ascontiguousarray(maps, np.float16)
-            if maps is None or not _are_finite(maps)[status == SCORED].all():
+            if maps is None or not are_finite(maps)[status == SCORED].all():
                 raise ScoreStoreError(f"shard {shard}: a scored row holds no map, or one that float16 cannot hold")
             content = {"anomaly_map": maps, **content}
         record = {
@@ -158,28 +158,33 @@ class ScoreStore:
         rows = self.rows_of(shard)
         return f"shard-{shard:08d}.json" if len(rows) == self.shard_rows else f"shard-{shard:08d}-{len(rows)}.json"
 
+    def chunk_path(self, name: str, shard: int) -> str:
+        """The file of a shard in the folder of an array."""
+        return "/".join(["c", str(shard), *["0"] * (self.arrays[name].ndim - 1)])
+
     def read_record(self, shard: int) -> dict[str, Any]:
         """Of a finished shard: rows [first, stop), scored, failed, failures, and by array sha256 of the values and bytes of the file."""
         return self._read_record(self.record_name(shard))
 
-    def read_shard(self, shard: int, *, rows: int | None = None) -> dict[str, np.ndarray]:
-        """The values of a shard, or of its first rows, by array."""
+    def read_values(self, name: str, shard: int, *, rows: int | None = None) -> np.ndarray:
+        """The values of an array in a shard, or in its first rows."""
         of_shard = self.rows_of(shard)
-        stop = of_shard.stop if rows is None else of_shard.start + rows
-        return {name: self._read(name, slice(of_shard.start, stop)) for name in self._arrays}
+        return self._read(name, slice(of_shard.start, of_shard.stop if rows is None else of_shard.start + rows))
 
     def read_tail(self, shard: int) -> Tail | None:
         """What a shard held before the store grew, proved by the record of that time; None where there is nothing, or it does not hold.
 
         These rows are final: whoever scores the shard copies them and computes the others.
         """
+        if not filesystems.exists(filesystems.join(self.uri, "status", "c", str(shard))):
+            return None  # asked of every shard: most were never written, and a listing of all records takes long
         older = re.compile(rf"shard-{shard:08d}-(\d+)\.json")
         counts = [int(found[1]) for name in self.list_files()["records"] if (found := older.fullmatch(name))]
         rows = max((count for count in counts if count < len(self.rows_of(shard))), default=0)
         if not rows:
             return None
         record = self._read_record(f"shard-{shard:08d}-{rows}.json")
-        content = self.read_shard(shard, rows=rows)
+        content = {name: self.read_values(name, shard, rows=rows) for name in self.arrays}
         if digests_of(content) != record["sha256"]:
             return None
         return Tail(content["image_score"], content.get("anomaly_map"), [Failure(**failure) for failure in record["failures"]])
@@ -202,7 +207,7 @@ class ScoreStore:
         uri = filesystems.join(self.uri, _METADATA)
         content, version = conditional.read(uri)
         with object_stores.explained(self.uri):
-            for array in self._arrays.values():
+            for array in self.arrays.values():
                 if array.shape[0] < rows:
                     array.resize((rows, *array.shape[1:]))
         metadata = json.loads(content)
@@ -222,7 +227,7 @@ class ScoreStore:
         if len(wanted) and (np.diff(wanted) == 1).all():  # a slice is read several times faster
             return self._read("anomaly_map", slice(int(wanted[0]), int(wanted[-1]) + 1))
         with object_stores.explained(self.uri):
-            return np.asarray(self._arrays["anomaly_map"].oindex[wanted])
+            return np.asarray(self.arrays["anomaly_map"].oindex[wanted])
 
     def failures(self) -> pd.DataFrame:
         """Columns row, sample_id, reason of all failed samples, in row order."""
@@ -233,7 +238,7 @@ class ScoreStore:
 
     def _read(self, name: str, where: slice) -> np.ndarray:
         with object_stores.explained(self.uri):
-            return np.array(self._arrays[name][where])
+            return np.array(self.arrays[name][where])
 
     def _read_record(self, name: str) -> dict[str, Any]:
         return dict(filesystems.read_json(filesystems.join(self.uri, "records", name)))
@@ -242,9 +247,8 @@ class ScoreStore:
         rows, sizes = self.rows_of(shard), {}
         with object_stores.explained(self.uri):
             for name, values in content.items():
-                self._arrays[name][rows.start : rows.stop] = values
-                chunk = "/".join(["c", str(shard), *["0"] * (values.ndim - 1)])
-                sizes[name] = filesystems.settle(filesystems.join(self.uri, name, chunk))
+                self.arrays[name][rows.start : rows.stop] = values
+                sizes[name] = filesystems.settle(filesystems.join(self.uri, name, self.chunk_path(name, shard)))
         # last: this is what makes the shard complete
         filesystems.write_json(filesystems.join(self.uri, "records", self.record_name(shard)), {**record, "bytes": sizes})
 
@@ -356,7 +360,7 @@ def _rows_per_chunk(shard_rows: int, map_size_px: int) -> int:
     return max(n for n in range(1, shard_rows + 1) if shard_rows % n == 0 and n <= most)
 
 
-def _are_finite(maps: np.ndarray) -> np.ndarray:
+def are_finite(maps: np.ndarray) -> np.ndarray:
     """(n,) bool of maps (n, H, W) float16: whether no exponent is all ones. NumPy's own test takes ten times as long for this type."""
     return ~((maps.view(np.uint16) & 0x7C00) == 0x7C00).any(axis=(1, 2))
 
