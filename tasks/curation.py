@@ -32,9 +32,19 @@ class TilingConfig(BaseModel):
     abnormal_share: float = Field(
         default=0.01, gt=0, le=1, description="least share of the mask in a tile that is labelled abnormal; between none and this: unknown"
     )
+    dense: bool = Field(
+        default=False,
+        description="for scoring: every tile of a slide with any tissue at all, and more tiles that end at its right and lower border",
+    )
     tiles_max: int | None = Field(default=None, ge=1, description="most tiles of a slide, drawn of each label; all when not given")
     seed: int = Field(default=0, ge=0, description="of that draw")
     tissue: TissueConfig = TissueConfig()
+
+    @model_validator(mode="after")
+    def _all_or_some(self) -> Self:
+        if self.dense and self.tiles_max is not None:
+            raise ValueError("dense asks for every tile and tiles_max for some of them: leave one out")
+        return self
 
 
 class StainNormalisation(StainConfig):

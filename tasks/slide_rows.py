@@ -77,7 +77,7 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
         thumbnail, holes = look_over(slide, _THUMBNAIL_PX)
         tissue_mask = find_tissue(thumbnail, spacing_um=spacing_um * slide.width_px / thumbnail.shape[1], config=tiling.tissue)
         width_px, height_px = slide.level_dimensions[view.level]
-        corners = tile_grid(width_px, height_px, tile_px=view.tile_px, stride_px=view.stride_px)
+        corners = tile_grid(width_px, height_px, tile_px=view.tile_px, stride_px=view.stride_px, to_border=tiling.dense)
         boxes = np.hstack([corners, corners + view.tile_px])
         tissue = tissue_share(tissue_mask, boxes * (thumbnail.shape[1] / width_px))
         lost = np.zeros(len(boxes), bool)
@@ -85,7 +85,11 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
             lost = tissue_share(holes, boxes * (thumbnail.shape[1] / width_px)) > 0
         marked = _marked_shares(named, slide, boxes * slide.level_downsamples[view.level], view)
         labels = _labels(named, marked, tiling)
-        enough = tissue >= np.where(labels == 1, tiling.abnormal_tissue_share, tiling.tissue_share)
+        if tiling.dense:  # by every pixel of the mask that a tile touches, not by those that it shares the most of
+            outward = boxes * (thumbnail.shape[1] / width_px)
+            enough = tissue_share(tissue_mask, np.hstack([np.floor(outward[:, :2]), np.ceil(outward[:, 2:])])) > 0
+        else:
+            enough = tissue >= np.where(labels == 1, tiling.abnormal_tissue_share, tiling.tissue_share)
         kept = _capped(enough & ~lost, labels, tiling, seed=named["sha256"] or "") | lost
         findings = _look_at_tiles(slide, spacing_um, boxes[kept] * slide.level_downsamples[view.level], curation.tiles)
         transform, trouble = stain_transform(stain, _read_some(slide, view, corners[kept & ~lost]) if stain else None)
@@ -228,7 +232,8 @@ def _rows(
 def _describe(corners: np.ndarray, enough: np.ndarray, kept: np.ndarray, findings: _Findings, tiling: TilingConfig) -> str:
     if not len(corners):
         return f"the slide is smaller than tiling.size_px = {tiling.size_px}"
-    parts = [f"{int(kept.sum())} of {len(corners)} tiles kept", f"{int((~enough).sum())} with less than {tiling.tissue_share:.0%} tissue"]
+    too_little = "without tissue" if tiling.dense else f"with less than {tiling.tissue_share:.0%} tissue"
+    parts = [f"{int(kept.sum())} of {len(corners)} tiles kept", f"{int((~enough).sum())} {too_little}"]
     if capped := int((enough & ~kept).sum()):
         parts.append(f"{capped} not drawn (tiling.tiles_max)")
     if findings.unreadable:

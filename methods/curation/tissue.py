@@ -155,11 +155,17 @@ def _count_in_boxes(mask: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.nda
     return counts
 
 
-def tile_grid(width_px: int, height_px: int, *, tile_px: int, stride_px: int) -> np.ndarray:
-    """(n, 2) x, y of the upper left corners of all tiles that lie wholly inside, row by row."""
-    x = np.arange(0, width_px - tile_px + 1, stride_px)
-    y = np.arange(0, height_px - tile_px + 1, stride_px)
-    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+def tile_grid(width_px: int, height_px: int, *, tile_px: int, stride_px: int, to_border: bool = False) -> np.ndarray:
+    """(n, 2) x, y of the upper left corners of all tiles that lie wholly inside, row by row.
+
+    `to_border`: where the grid leaves a rest at the right or below, one more column or row of tiles ends at the border.
+    """
+    sides = []
+    for side_px in (width_px, height_px):
+        last = side_px - tile_px
+        starts = np.arange(0, last + 1, stride_px)
+        sides.append(np.append(starts, last) if to_border and last > 0 and last % stride_px else starts)
+    return np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
 
 
 def draw_evenly(candidates: np.ndarray, most: int, *, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
+from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
@@ -68,6 +69,20 @@ def path(tmp_path: Path) -> Path:
 
 
 # ---- level and grid
+
+
+def test_dense_tiling_gives_every_tile_with_any_tissue_up_to_the_borders(tmp_path: Path) -> None:
+    picture = on_glass(side_px=700, tissue_px=520)
+    picture[:, 640:] = picture[:, :60]  # more tissue at the right border
+    write_pyramid(tmp_path / "slide.svs", picture, spacing_um=0.5)
+    found = tabulate(tmp_path / "slide.svs", tiling={"dense": True, "stride_px": 100, "tissue": {"smallest_object_um2": 0}})
+    rows = table_of(found)
+    sides = (*range(0, 501, 100), 572)
+    assert {(x, y) for x in sides for y in sides if x < 500 or x == 572} <= set(rows.index) <= {(x, y) for x in sides for y in sides}
+    assert rows["tissue_share"].min() < 0.6
+    assert "without tissue" in found.note
+    with pytest.raises(ValidationError, match="dense asks for every tile"):
+        TilingConfig(dense=True, tiles_max=3)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
@@ -68,6 +68,7 @@ def test_debris_goes_and_lumens_are_filled_by_their_size_in_square_micrometres()
     assert large[30, 30]
 
 
+@settings(deadline=None)  # the first call compiles
 @given(seed=st.integers(0, 1000), height=st.integers(1, 30), width=st.integers(1, 30))
 def test_the_share_of_a_box_is_the_mean_of_the_mask_in_it(seed: int, height: int, width: int) -> None:
     rng = np.random.default_rng(seed)
@@ -94,6 +95,17 @@ def test_tiles_lie_inside_and_the_next_one_would_not(width: int, height: int, ti
 
 def test_tiles_are_listed_row_by_row() -> None:
     np.testing.assert_array_equal(tile_grid(5, 4, tile_px=2, stride_px=2), [[0, 0], [2, 0], [0, 2], [2, 2]])
+
+
+def test_tiles_to_the_border_cover_every_pixel_and_are_no_more_than_needed() -> None:
+    for width, stride in ((10, 4), (12, 4), (13, 3), (4, 4), (5, 5)):
+        inside = tile_grid(width, 9, tile_px=4, stride_px=stride)
+        corners = tile_grid(width, 9, tile_px=4, stride_px=stride, to_border=True)
+        assert {x + i for x in corners[:, 0].tolist() for i in range(4)} == set(range(width))
+        assert corners[:, 0].max() == width - 4
+        assert len(np.unique(corners[:, 0])) - len(np.unique(inside[:, 0])) == int((width - 4) % stride > 0)
+        assert (np.lexsort(corners.T) == np.arange(len(corners))).all()
+    assert len(tile_grid(3, 9, tile_px=4, stride_px=4, to_border=True)) == 0
 
 
 def test_an_unknown_key_is_refused() -> None:
