@@ -204,6 +204,23 @@ def ui(
 
 
 @app.command()
+def view(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="an archive, or a score store of `normascope run`; s3:// too")],
+    port: Annotated[int | None, typer.Option(help="port of the page; 8321 or a free one when not given")] = None,
+) -> None:
+    """Look at an archive in the browser: samples by score with their maps, slides with their heatmaps. Ctrl-C ends it.
+
+    The page only reads, answers on this machine alone and to the address that is printed. An archive that is still being scored shows
+    what is there; a reload shows more.
+    """
+    with _errors():
+        from tasks.view import serve
+
+        server.configure_prefect()
+        serve(archive, port, announce=typer.echo)
+
+
+@app.command()
 def doctor(
     store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo",
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="also let this network say what three photographs show")] = None,

@@ -29,6 +29,7 @@ HELP = {
     "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
     "search": ["cross-validation and a few anomalies", "not done again", "on the test split", "--study", "CONFIG.yaml"],
     "check-splits": ["subject, lesion, slide, duplicate or group", "exit with 1", "Parquet or CSV", "s3://", "--across-datasets"],
+    "view": ["by score", "heatmaps", "only reads", "this machine alone", "a reload shows more", "s3://", "--port"],
     "ui": ["Prefect", "--stop", "history"],
     "doctor": ["versions, GPU, store, server, disk", "Exits with 1", "--backbone"],
 }
