@@ -1,0 +1,135 @@
+"""Samples on their way to the model: rows of a manifest or an archive, read by threads that run ahead within a budget of bytes."""
+
+import errno
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from storage.archives import Archive, open_archive
+from storage.manifest import read_manifest
+from storage.patience import patiently
+from tasks.references import RowsReference
+from tasks.samples import READ_ERRORS, is_of_slide, read_samples
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PATIENCE_S = 120.0  # a store that does not answer is asked again for so long; a sample is never failed for it
+_COLUMNS = ("sample_id", "uri", "frame", "sha256", "level", "x_px", "y_px", "width_px", "height_px", "transform", "excluded")
+_DAMAGED = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)  # of a local file, which waiting does not mend
+_opening = Lock()
+
+Record = Mapping[Any, Any]  # a row's values by column, None where there is none
+Sample = dict[int, np.ndarray] | str  # pixels (size, size, 3) uint8 by size, or why there are none
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring rows of one picture, which is decoded once for them, or one row of a slide.
+
+    Attributes:
+        positions: of the rows among those that were asked for.
+        held_bytes: most that is in memory from the beginning of its reading until it is handed over.
+    """
+
+    positions: list[int]
+    held_bytes: int
+
+
+def read_records(rows: RowsReference, first: int, stop: int) -> list[Record]:
+    """What is needed of the rows first … stop - 1 for reading them.
+
+    Raises:
+        ManifestError, ArchiveError: another content than the reference names.
+    """
+    with _opening:
+        source = _open_rows(rows["uri"], rows["digest"])
+    table = source.read_rows(first, stop) if isinstance(source, Archive) else source.iloc[first:stop]
+    columns = [table[name].astype(object).where(table[name].notna(), None).tolist() for name in _COLUMNS]
+    return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def cut_pieces(records: Sequence[Record], positions: Iterable[int], sizes_px: Sequence[int], *, alone: Collection[int] = ()) -> list[Piece]:
+    """The rows at some positions as pieces; those in `alone` share theirs with no other."""
+    groups: list[list[int]] = []
+    last: tuple[Any, ...] | None = None  # the picture that the next row may share
+    for position in positions:
+        record = records[position]
+        picture = record["uri"], record["frame"], record["sha256"], record["excluded"]
+        if picture == last and position not in alone:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+        last = None if position in alone or _is_of_slide(record) else picture
+    return [Piece(group, _held_bytes([records[position] for position in group], sizes_px)) for group in groups]
+
+
+def read_piece(records: Sequence[Record], piece: Piece, sizes_px: Sequence[int]) -> list[Sample]:
+    """The samples of a piece, or why there are none.
+
+    Raises:
+        OSError: a store did not answer for two minutes: nothing is known of the samples.
+    """
+    chosen = [records[position] for position in piece.positions]
+    first = chosen[0]
+    if first["excluded"] is not None:
+        return [f"excluded by curation: {first['excluded']}"] * len(chosen)
+    try:
+        samples = patiently(lambda: read_samples(chosen, sizes_px), patience_s=PATIENCE_S, what=first["uri"])
+    except READ_ERRORS as error:
+        return [str(error)] * len(chosen)
+    except OSError as error:
+        if error.errno not in _DAMAGED:
+            raise
+        return [str(error)] * len(chosen)
+    return [sample if isinstance(sample, dict) else str(sample) for sample in samples]
+
+
+def read_ahead(
+    items: Iterable[T], read: Callable[[T], R], *, held_bytes: Callable[[T], int], budget_bytes: int, readers: int
+) -> Iterator[tuple[T, R]]:
+    """Items with what `read` makes of them, in their order, while threads work on the next ones.
+
+    What is being read or waits to be taken is at most `budget_bytes`, or a single item that is larger alone. An item counts until the one
+    after it is asked for.
+    """
+    waiting: deque[tuple[T, int, Future[R]]] = deque()
+    held, source = 0, iter(items)
+    coming = next(source, None)
+    with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
+        try:
+            while coming is not None or waiting:
+                while coming is not None and (held == 0 or held + held_bytes(coming) <= budget_bytes):
+                    held += held_bytes(coming)
+                    waiting.append((coming, held_bytes(coming), pool.submit(read, coming)))
+                    coming = next(source, None)
+                item, size, future = waiting.popleft()
+                yield item, future.result()
+                held -= size
+        finally:
+            for _, _, future in waiting:
+                future.cancel()
+
+
+def _held_bytes(records: Sequence[Record], sizes_px: Sequence[int]) -> int:
+    if _is_of_slide(records[0]):
+        pixels = records[0]["width_px"] * records[0]["height_px"]
+    else:  # the whole picture, as far as is known
+        pixels = max(record["x_px"] + record["width_px"] for record in records) * max(r["y_px"] + r["height_px"] for r in records)
+    return 4 * pixels + 3 * len(records) * sum(size_px**2 for size_px in sizes_px)  # Pillow keeps four bytes a pixel
+
+
+def _is_of_slide(record: Record) -> bool:
+    return record["excluded"] is None and is_of_slide(record)
+
+
+@lru_cache(maxsize=2)
+def _open_rows(uri: str, digest: str) -> pd.DataFrame | Archive:
+    return read_manifest(uri, digest=digest) if uri.endswith(".parquet") else open_archive(uri, digest=digest)
