@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
+from flows import scores_cli
 from tasks import server
 
 app = typer.Typer(
@@ -26,7 +27,11 @@ app = typer.Typer(
     goes on where it was. Steps, logs and history stand in the Prefect UI (`normascope ui`).""",
 )
 
+app.add_typer(scores_cli.app, name="scores")
+
 _LEAKS_SHOWN = 50
+_CANCELLED = 130  # what shells say of Ctrl-C
+_EXECUTION = "`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler"
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="the run's configuration; README.md shows one of a dozen lines")]
 Port = Annotated[int | None, typer.Option(help="port of the Prefect server to start; 4200 or the next free one when not given")]
@@ -36,9 +41,7 @@ Port = Annotated[int | None, typer.Option(help="port of the Prefect server to st
 def demo(
     store: Annotated[str, typer.Option(help="where everything is kept")] = "normascope-demo",
     quick: Annotated[bool, typer.Option("--quick", help="smaller slides and less training: under a minute, for CI")] = False,
-    execution: Annotated[
-        str, typer.Option(help="`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler")
-    ] = "local",
+    execution: Annotated[str, typer.Option(help=_EXECUTION)] = "local",
     port: Port = None,
 ) -> None:
     """Build slides of real tissue with painted anomalies and run the whole pipeline on them.
@@ -49,13 +52,9 @@ def demo(
     with _command(port) as ui_url:
         from flows.demo import demo as flow
         from flows.demo import demo_config
-        from tasks.execution import ExecutionConfig
+        from tasks.execution import parse_execution
 
-        where = (
-            ExecutionConfig(kind="address", address=execution)
-            if "://" in execution
-            else ExecutionConfig.model_validate({"kind": execution})
-        )
+        where = parse_execution(execution)
         config, plans = demo_config(store=store + ("-quick" if quick and store == "normascope-demo" else ""), quick=quick, execution=where)
         _announce(flow(config, plans), ui_url, painted=True)
 
@@ -101,10 +100,36 @@ def train(config: ConfigPath, port: Port = None) -> None:
 
 
 @app.command()
-def score(config: ConfigPath, port: Port = None) -> None:
-    """Curate, train and score: writes one score store a detector."""
+def score(
+    what: Annotated[str, typer.Argument(metavar="CONFIG.yaml|MANIFEST.parquet", help="with --model also a manifest, s3:// too")],
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]BUNDLE", help="a trained model; several read each picture once")
+    ] = None,
+    into: Annotated[str | None, typer.Option(metavar="ARCHIVE", help="folder or s3://bucket/prefix of the archive's scores")] = None,
+    new_version: Annotated[bool, typer.Option("--new-version", help="keep another model's scores and begin new ones beside them")] = False,
+    execution: Annotated[str | None, typer.Option(help=_EXECUTION)] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes on this machine; one a core, or one a GPU, when not given")] = None,
+    memory_mb: Annotated[int | None, typer.Option(min=2, help="most MiB of pictures that a process holds ahead of the model")] = None,
+    shard_rows: Annotated[int | None, typer.Option(min=1, help="samples of a new store's shard; by its maps when not given")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="images at once in a new store; the fastest when not given")] = None,
+    port: Port = None,
+) -> None:
+    """Curate, train and score: writes one score store a detector. With --model and --into: score an archive with trained models.
+
+    An archive takes days and machines fail: give the same command again, and the shards that lack are scored. Give a manifest that
+    has grown, and its new samples are. Exits with 0 when every sample is scored, or failed with a reason; with 130 when the run was
+    cancelled in the Prefect UI.
+    """
+    if bool(model) != bool(into):
+        raise typer.BadParameter("--model and --into belong together: give both to score an archive, none to train first")
+    if model and into:
+        new = {"new_version": new_version, "shard_rows": shard_rows, "batch_size": batch_size}
+        _score_archive(what, model, into, execution=execution, workers=workers, memory_mb=memory_mb, port=port, **new)
+        return
+    if new_version or any(option is not None for option in (execution, workers, memory_mb, shard_rows, batch_size)):
+        raise typer.BadParameter("these options are of an archive, with --model and --into; without, CONFIG.yaml has keys for them")
     with _command(port):
-        for store in _until_score(config)[3]:
+        for store in _until_score(Path(what))[3]:
             typer.echo(f"scores of {store['kind']}: {store['uri']}")
 
 
@@ -265,6 +290,55 @@ def _until_score(path: Path) -> tuple[Any, Any, Any, Any]:
 
     loaded, manifest, models = _until_train(path)
     return loaded, manifest, models, score_flow(loaded, manifest, models)
+
+
+def _score_archive(
+    what: str,
+    given: list[str],
+    into: str,
+    *,
+    execution: str | None,
+    workers: int | None,
+    memory_mb: int | None,
+    port: int | None,
+    **new: Any,
+) -> None:
+    with _errors():
+        from flows.config import load_config
+        from storage import filesystems
+        from tasks.archive_scoring import ArchiveScoringConfig, find_finished, name_models, reference_rows
+        from tasks.execution import ExecutionConfig, parse_execution
+        from tasks.score_shard import Limits
+
+        config = load_config(Path(what)) if what.endswith((".yaml", ".yml")) else None
+        archive, models = filesystems.absolute(into), name_models(given)
+        rows = None if config else reference_rows(filesystems.absolute(what))
+        if rows and (slots := find_finished(archive, rows["digest"], models)):
+            for slot in slots:
+                typer.echo(f"{slot.title}: all {slot.store.rows} samples are done, nothing to do: {slot.store.uri}")
+            return
+        where = parse_execution(execution) if execution else config.execution if config else ExecutionConfig()
+        where = where.model_copy(update={"workers": workers or where.workers})
+        scoring = ArchiveScoringConfig(**new, limits=Limits(ahead_mb=memory_mb // 2) if memory_mb else Limits())  # two shards in flight
+    with _command(port):
+        from prefect.exceptions import CancelledRun
+
+        from flows.curate import curate as curate_flow
+        from flows.score_archive import score_archive
+        from tasks.references import RowsReference
+
+        if config is not None:
+            manifest = curate_flow(config)
+            rows = RowsReference(uri=manifest["uri"], digest=manifest["digest"])
+        try:
+            summary: Any = score_archive(archive, cast(RowsReference, rows), models, scoring=scoring, execution=where)
+        except CancelledRun as error:
+            typer.secho(f"cancelled: {error}", fg="red", err=True)
+            raise typer.Exit(_CANCELLED) from None
+        for done in summary["slots"]:
+            typer.echo(f"{done['slot']}: {done['scored']} scored, {done['failed']} failed of {done['samples']} samples: {done['uri']}")
+        seconds = summary["seconds"]
+        typer.echo(f"this run: {summary['rows']} images in {seconds:.1f} s, {summary['rows'] / seconds:.3g} images/s")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Archive:
         self.rows = int(document["rows"])
         self.parts: list[dict[str, Any]] = document["parts"]
         self.manifests: list[dict[str, Any]] = document["manifests"]
-        self.digest = hashlib.sha256(json.dumps([part["sha256"] for part in self.parts]).encode()).hexdigest()
+        self.digest = _digest_of(self.parts)
         self._firsts = np.array([part["first"] for part in self.parts], np.int64)
         self._kept: OrderedDict[int, pd.DataFrame] = OrderedDict()
         self._lock = threading.Lock()
@@ -94,6 +94,11 @@ class Archive:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ArchiveError(f"rows {first} to {first + rows - 1} of the archive were changed: {uri} is not what was written")
         return decode_manifest(content, columns=columns).set_index(pd.RangeIndex(first, first + rows))
+
+    def digest_at(self, rows: int) -> str | None:
+        """The digest it had when it held so many rows; None if it never did."""
+        before = [part for part in self.parts if part["first"] < rows]
+        return _digest_of(before) if before and before[-1]["first"] + before[-1]["rows"] == rows else None
 
     def slots(self) -> dict[str, list[int]]:
         """Versions, ascending, of the score stores by slot."""
@@ -276,6 +281,10 @@ def _gather(manifest_uri: str, is_new: np.ndarray) -> Iterator[arrow.Table]:
             waiting = waiting.slice(PART_ROWS)
     if len(waiting):
         yield waiting
+
+
+def _digest_of(parts: Sequence[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([part["sha256"] for part in parts]).encode()).hexdigest()
 
 
 def _part_path(part: dict[str, Any]) -> tuple[str, str]:

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ from storage import object_stores
 
 _HASH_BLOCK_BYTES = 1 << 22
 _TIMEOUTS = {"connect_timeout": object_stores.CONNECT_TIMEOUT_S, "read_timeout": object_stores.READ_TIMEOUT_S}  # else a stall costs 16 s
+_PIECES_AT_ONCE = 4  # of a file on its way to a bucket: see `object_stores`
 _LISTED_FROM = 20  # files of a folder in an object store that are asked for, from which on the folder is listed instead
 
 P = ParamSpec("P")
@@ -165,23 +168,35 @@ def write_bytes(uri: str, content: bytes) -> None:
     if "file" not in _protocols(fs):
         fs.pipe_file(path, content)
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut can leave the new name with no content
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with _partial(Path(path)) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_for_writing(uri: str) -> Iterator[IO[bytes]]:
+    """A binary file for what is too long for `write_bytes`; it is there when the context ends without an error, else never.
+
+    What goes to an object store is gathered in a temporary file.
+    """
+    fs, path = _open_store(uri)
+    if "file" in _protocols(fs):
+        with _partial(Path(path)) as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        gathered = Path(folder) / name_of(uri)
+        with gathered.open("wb") as file:
+            yield file
+        _upload(uri, gathered)
 
 
 @_explained
 def settle(uri: str) -> int:
     """The bytes of a file that somebody has just written, once it is sure to outlive a power cut."""
+    if object_stores.is_object_store(uri):
+        folder, _, name = uri.rpartition("/")
+        with object_stores.explained(uri):
+            return int(object_stores.open_bucket(folder).reader.head(name)["size"])
     fs, path = _open_store(uri)
     if "file" not in _protocols(fs):
         return int(fs.size(path))
@@ -373,6 +388,33 @@ def _files_below(folder: str) -> Iterator[str]:
             yield from _files_below(entry.path)
         else:
             yield entry.path
+
+
+@_explained
+def _upload(uri: str, file: Path) -> None:
+    if object_stores.is_object_store(uri):
+        folder, _, name = uri.rpartition("/")
+        with object_stores.explained(uri):
+            object_stores.open_bucket(folder).writer.put(name, file, max_concurrency=_PIECES_AT_ONCE)
+    else:
+        fs, path = _open_store(uri)
+        fs.put_file(str(file), path)
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[IO[bytes]]:
+    """A temporary file that takes its name when it is on the disk, or goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut can leave the new name with no content
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _sizes_below(folder: str, prefix: str) -> Iterator[tuple[str, int]]:

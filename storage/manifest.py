@@ -201,7 +201,8 @@ def encode_manifest(valid: pd.DataFrame) -> bytes:
 
 def decode_manifest(content: bytes, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """The rows of a file of `encode_manifest`, or some of their columns, in the manifest's types; not validated again."""
-    return parquet.read_table(arrow.BufferReader(content), columns=columns, use_threads=False).to_pandas()
+    file = parquet.ParquetFile(arrow.BufferReader(content))
+    return file.read(columns=None if columns is None else list(columns), use_threads=False).to_pandas()
 
 
 def iterate_manifest(uri: str, *, columns: Sequence[str] | None = None, rows: int = 8192) -> Iterator[arrow.RecordBatch]:

@@ -75,6 +75,21 @@ def read_bundle(uri: str, *, digest: str | None = None) -> Bundle:
     return Bundle(tensors=tensors, config=config, card=card, pictures=pictures)
 
 
+def read_card(uri: str, *, digest: str) -> dict[str, Any]:
+    """The card of a bundle, verified, without its tensors, which may be large.
+
+    Raises:
+        BundleError: another bundle than `digest` names, or a card that was changed.
+        FileNotFoundError: nothing is there.
+    """
+    checksums, card = (filesystems.read_bytes(filesystems.join(uri, name)) for name in (_CHECKSUMS, "card.json"))
+    if (found := hashlib.sha256(checksums).hexdigest()) != digest:
+        raise BundleError(f"{uri} is another model: expected digest {digest[:12]}, found {found[:12]}")
+    if hashlib.sha256(card).hexdigest() != _decode(uri, _CHECKSUMS, checksums).get("card.json"):
+        raise BundleError(f"card.json of the model bundle {uri} was changed after it was written")
+    return _decode(uri, "card.json", card)
+
+
 def bundle_digest(uri: str) -> str:
     """The digest that names a bundle: SHA-256 of its checksums."""
     return filesystems.sha256_of(filesystems.join(uri, _CHECKSUMS))

@@ -128,7 +128,7 @@ def _check_record(record: dict[str, Any], rows: range) -> Iterator[str]:
 
 def _check_array(store: ScoreStore, shard: int, name: str, record: dict[str, Any], size: int | None, *, quick: bool) -> Iterator[str]:
     """The file of one array against the record: there, whole, and with the values that were written."""
-    path = f"{name}/{store.chunk_path(name, shard)}"
+    rows, path = store.rows_of(shard), f"{name}/{store.chunk_path(name, shard)}"
     if size is None:
         yield f"{path} is missing"
         return
@@ -138,7 +138,7 @@ def _check_array(store: ScoreStore, shard: int, name: str, record: dict[str, Any
     if quick:
         return
     try:
-        values = patiently(lambda: store.read_values(name, shard), patience_s=_PATIENCE_S, what=path)
+        values = patiently(lambda: store.read_range(name, rows.start, rows.stop), patience_s=_PATIENCE_S, what=path)
     except Exception as error:  # whatever Zarr and its codecs make of a broken file
         if can_pass(error):
             raise
@@ -147,7 +147,7 @@ def _check_array(store: ScoreStore, shard: int, name: str, record: dict[str, Any
     if digests_of({name: values})[name] != record["sha256"][name]:
         yield f"{path} holds other values than were written: its SHA-256 is not the record's"
     elif name == "status":
-        failed = {int(failure["row"]) - store.rows_of(shard).start for failure in record["failures"]}
+        failed = {int(failure["row"]) - rows.start for failure in record["failures"]}
         if set(np.flatnonzero(values == FAILED).tolist()) != failed or (values == PENDING).any():
             yield "its status and its record differ in which rows failed"
 

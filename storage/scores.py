@@ -166,11 +166,6 @@ class ScoreStore:
         """Of a finished shard: rows [first, stop), scored, failed, failures, and by array sha256 of the values and bytes of the file."""
         return self._read_record(self.record_name(shard))
 
-    def read_values(self, name: str, shard: int, *, rows: int | None = None) -> np.ndarray:
-        """The values of an array in a shard, or in its first rows."""
-        of_shard = self.rows_of(shard)
-        return self._read(name, slice(of_shard.start, of_shard.stop if rows is None else of_shard.start + rows))
-
     def read_tail(self, shard: int) -> Tail | None:
         """What a shard held before the store grew, proved by the record of that time; None where there is nothing, or it does not hold.
 
@@ -184,7 +179,8 @@ class ScoreStore:
         if not rows:
             return None
         record = self._read_record(f"shard-{shard:08d}-{rows}.json")
-        content = {name: self.read_values(name, shard, rows=rows) for name in self.arrays}
+        first = self.rows_of(shard).start
+        content = {name: self.read_range(name, first, first + rows) for name in self.arrays}
         if digests_of(content) != record["sha256"]:
             return None
         return Tail(content["image_score"], content.get("anomaly_map"), [Failure(**failure) for failure in record["failures"]])
@@ -218,6 +214,10 @@ class ScoreStore:
     def image_scores(self) -> np.ndarray:
         """(N,) float32, NaN where not scored."""
         return self._read("image_score", slice(0, self.rows))
+
+    def read_range(self, name: str, first: int, stop: int) -> np.ndarray:
+        """Rows first … stop - 1 of an array as its files have them, those of pending shards too."""
+        return self._read(name, slice(first, min(stop, self.rows)))
 
     def read_maps(self, rows: range | np.ndarray) -> np.ndarray:
         """(n, H, W) float16 maps of rows, in their order."""
