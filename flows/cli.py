@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -303,35 +303,32 @@ def _score_archive(
     port: int | None,
     **new: Any,
 ) -> None:
-    with _errors():
-        from flows.config import load_config
+    with _errors():  # without Prefect, which is not needed where nothing is to be done
         from storage import filesystems
         from tasks.archive_scoring import ArchiveScoringConfig, find_finished, name_models, reference_rows
         from tasks.execution import ExecutionConfig, parse_execution
         from tasks.score_shard import Limits
 
-        config = load_config(Path(what)) if what.endswith((".yaml", ".yml")) else None
         archive, models = filesystems.absolute(into), name_models(given)
-        rows = None if config else reference_rows(filesystems.absolute(what))
+        is_config = what.endswith((".yaml", ".yml"))
+        rows = None if is_config else reference_rows(filesystems.absolute(what))
         if rows and (slots := find_finished(archive, rows["digest"], models)):
             for slot in slots:
                 typer.echo(f"{slot.title}: all {slot.store.rows} samples are done, nothing to do: {slot.store.uri}")
             return
-        where = parse_execution(execution) if execution else config.execution if config else ExecutionConfig()
-        where = where.model_copy(update={"workers": workers or where.workers})
         scoring = ArchiveScoringConfig(**new, limits=Limits(ahead_mb=memory_mb // 2) if memory_mb else Limits())  # two shards in flight
+        where = parse_execution(execution) if execution else ExecutionConfig()
     with _command(port):
         from prefect.exceptions import CancelledRun
 
-        from flows.curate import curate as curate_flow
-        from flows.score_archive import score_archive
-        from tasks.references import RowsReference
+        from flows.score_archive import curate_rows, score_archive
 
-        if config is not None:
-            manifest = curate_flow(config)
-            rows = RowsReference(uri=manifest["uri"], digest=manifest["digest"])
+        if rows is None:
+            configured, rows = curate_rows(Path(what))
+            where = where if execution else configured
+        where = where.model_copy(update={"workers": workers or where.workers})
         try:
-            summary: Any = score_archive(archive, cast(RowsReference, rows), models, scoring=scoring, execution=where)
+            summary: Any = score_archive(archive, rows, models, scoring=scoring, execution=where)
         except CancelledRun as error:
             typer.secho(f"cancelled: {error}", fg="red", err=True)
             raise typer.Exit(_CANCELLED) from None

@@ -1,16 +1,54 @@
-"""Leave at once: tell the server which runs end here, and end the processes that work for this one."""
+"""Stop: because the UI says so, with what is finished kept; or at once, with the server told and all processes ended."""
 
 import json
+import logging
 import os
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import psutil
 
 from tasks import server
 
+logger = logging.getLogger(__name__)
+
 _TIMEOUT_S = 2
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@contextmanager
+def watch_for_cancel(flow_run_id: str, stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """While the context lasts, ask the server whether somebody has cancelled a flow run; then set the event and call `stop`, once."""
+    from prefect.client.orchestration import get_client
+
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        with get_client(sync_client=True) as client:
+            while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+                try:
+                    state = client.read_flow_run(UUID(flow_run_id)).state
+                except Exception as error:  # whatever the client raises: a server that is gone cancels nothing
+                    logger.debug("whether the run is cancelled cannot be known: %s", error)
+                    continue
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    logger.warning("the run was cancelled: its workers are stopped, what they finished is kept")
+                    cancelled.set()
+                    stop()
+                    return
+
+    thread = threading.Thread(target=watch, name="cancel", daemon=True)
+    thread.start()
+    try:
+        yield cancelled
+    finally:
+        ended.set()
+        thread.join()
 
 
 def cancel_runs(tag: str) -> None:

@@ -65,6 +65,10 @@ class Executor(Protocol):
         """One call."""
         ...
 
+    def close(self) -> None:
+        """End what was started for it; the next call starts it again."""
+        ...
+
 
 class ProcessExecutor:
     """Runs everything here, one after the other."""
@@ -85,6 +89,9 @@ class ProcessExecutor:
         with self._lock:
             return call(function, self._threads, *arguments)
 
+    def close(self) -> None:
+        """Nothing was started."""
+
 
 def available_cores() -> int:
     """Cores that this process may use."""
@@ -104,6 +111,19 @@ def executor_for(config: ExecutionConfig) -> Executor:
                 _executors[key] = executor = DaskExecutor(config)
                 atexit.register(executor.close)
         return _executors[key]
+
+
+def parse_execution(text: str) -> ExecutionConfig:
+    """Of `local`, `process`, or the address of a Dask scheduler."""
+    return ExecutionConfig(kind="address", address=text) if "://" in text else ExecutionConfig.model_validate({"kind": text})
+
+
+def stop_executor(config: ExecutionConfig) -> None:
+    """End the local cluster of a configuration, or leave the remote one: calls that wait for it raise ConnectionError."""
+    with _executors_lock:
+        executor = _executors.get(config.model_dump_json())
+    if executor is not None:
+        executor.close()
 
 
 @cache

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from methods.detectors.interface import Detector
 from methods.detectors.networks.weights import architecture_only
 from methods.detectors.registry import DetectorConfig, build_detector
-from storage.models import Bundle, BundleError, read_bundle
+from storage.models import Bundle, BundleError, bundle_digest, read_bundle
 from tasks.references import ModelReference
 
 _CONFIG: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
@@ -39,6 +39,16 @@ def detector_config(model: ModelReference) -> DetectorConfig:
         BundleError: as of `load_detector`, but for the tensors, which are not looked at.
     """
     return _config_of(read_bundle(model["uri"], digest=model["digest"]), model["uri"])
+
+
+def reference_model(uri: str) -> ModelReference:
+    """A bundle as it is there now.
+
+    Raises:
+        BundleError: as of `detector_config`.
+    """
+    bundle = read_bundle(uri)
+    return ModelReference(uri=uri, digest=bundle_digest(uri), kind=_config_of(bundle, uri).kind)
 
 
 def _config_of(bundle: Bundle, uri: str) -> DetectorConfig:

@@ -1,16 +1,24 @@
 """A progress bar at every long step: on a terminal a bar, elsewhere a line now and then."""
 
+import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
+from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+logger = logging.getLogger(__name__)
+
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_UPDATES = 1.5  # of the UI, whose server has other things to do as well
+_RECENT_S = 60.0
 _lock = threading.Lock()
 _shown: Progress | None = None
 _users = 0
@@ -74,6 +82,63 @@ def show_progress(description: str, total: int) -> Iterator[Bar]:
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def publish_progress(bar: Bar, *, key: str, what: str) -> Iterator[None]:
+    """Show a bar in the Prefect UI as well, as an artifact of the flow run, with the rate of the last minute and the time that is left.
+
+    A thread does it, so that a server that is slow or gone stops no work.
+
+    Args:
+        bar: whose parts are counted.
+        key: of the artifact: small letters, digits and dashes; its earlier runs stand beside it in the UI.
+        what: the parts are, as "images".
+    """
+    from prefect.artifacts import create_progress_artifact
+
+    artifact = cast(UUID, create_progress_artifact(0.0, key=key, description=_say_progress(bar, what)))
+    ended = threading.Event()
+
+    def follow() -> None:
+        seen = deque([(bar.started, 0)])
+        while not ended.wait(_SECONDS_BETWEEN_UPDATES):
+            seen.append((time.monotonic(), bar.done))
+            while len(seen) > 2 and seen[0][0] < time.monotonic() - _RECENT_S:
+                seen.popleft()
+            (since, before), (now, done) = seen[0], seen[-1]
+            _update(artifact, bar, f"{_say_progress(bar, what)}, {_say_rate(done - before, now - since, bar.total - done, what)}")
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        seconds = time.monotonic() - bar.started
+        _update(artifact, bar, f"{_say_progress(bar, what)} in {seconds:.1f} s, {bar.done / seconds:.3g} {what}/s")
+
+
+def _update(artifact: UUID, bar: Bar, description: str) -> None:
+    from prefect.artifacts import update_progress_artifact
+
+    try:
+        update_progress_artifact(artifact, 100 * bar.done / bar.total if bar.total else 100.0, description)
+    except Exception as error:  # whatever its client raises: progress is worth no run
+        logger.debug("progress is not shown: %s", error)
+
+
+def _say_progress(bar: Bar, what: str) -> str:
+    return f"{bar.done:,} of {bar.total:,} {what}"
+
+
+def _say_rate(done: int, seconds: float, left: int, what: str) -> str:
+    if not done:
+        return "no rate yet"
+    minutes, left_s = divmod(round(left * seconds / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{done / seconds:.3g} {what}/s, {hours}:{minutes:02d}:{left_s:02d} left"
 
 
 def _acquire() -> Progress | None:

@@ -96,3 +96,22 @@ class ReportReference(TypedDict):
     html_uri: str
     json_uri: str
     csv_uri: str
+
+
+class SlotSummary(TypedDict):
+    """What became of all samples of an archive with one model."""
+
+    slot: str
+    uri: str
+    scored: int
+    failed: int
+    samples: int
+
+
+class ArchiveSummary(TypedDict):
+    """An archive after a run, which scored `rows` of it in `seconds`."""
+
+    archive: str
+    slots: list[SlotSummary]
+    rows: int
+    seconds: float
