@@ -15,7 +15,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as arrow
 
 from storage import conditional, filesystems
-from storage.manifest import ManifestError, decode_manifest, encode_manifest, iterate_manifest, validate_manifest
+from storage.manifest import ManifestError, count_manifest, decode_manifest, encode_manifest, iterate_manifest, validate_manifest
 from storage.patience import patiently
 from storage.scores import list_stores
 
@@ -32,6 +32,10 @@ PART_ROWS = 8192
 _PARTS_KEPT = 2
 _PATIENCE_S = 120
 _NAMED = 5  # missing samples in a message
+_AT_ONCE = 1 << 16  # hashes
+_KEYS = 1000
+_PARTS_VALIDATED = 4  # at once
+_DOCUMENT = "archive.json"
 _SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9]\d*)")
 
@@ -147,7 +151,7 @@ def open_archive(uri: str, *, digest: str | None = None) -> Archive:
 def append_manifest(archive_uri: str, manifest_uri: str, digest: str) -> Archive:
     """Append the samples of a manifest that an archive does not hold yet; makes the archive where there is none.
 
-    The manifest is read in batches; in memory stand eight bytes a sample of it and of the archive.
+    The manifest is read in batches; in memory stand 16 bytes a sample of it and 8 of the archive's.
 
     Args:
         archive_uri: folder or s3:// prefix.
@@ -178,9 +182,6 @@ def append_manifest(archive_uri: str, manifest_uri: str, digest: str) -> Archive
     return open_archive(archive_uri)
 
 
-_DOCUMENT = "archive.json"
-
-
 def _read_document(uri: str) -> tuple[dict[str, Any], str] | None:
     """What archive.json says, and its version; None where there is none."""
     try:
@@ -195,20 +196,28 @@ def _read_document(uri: str) -> tuple[dict[str, Any], str] | None:
 
 def _find_new(archive: Archive, manifest_uri: str) -> np.ndarray:
     """(M,) bool: which samples of the manifest the archive lacks."""
-    key, hashes = _hash_distinctly(manifest_uri)
-    held = np.sort(np.concatenate([_hash(rows["sample_id"], key) for rows in archive.iterate_rows(["sample_id"])] or [hashes[:0]]))
-    if len(held):
-        kept = np.sort(hashes)
-        missing = held[kept[np.minimum(np.searchsorted(kept, held), len(kept) - 1)] != held] if len(kept) else held
-        if len(missing):
-            raise ArchiveError(_describe_missing(archive, manifest_uri, missing, key))
-    return ~np.isin(hashes, held)
+    key, hashes, ordered = _hash_distinctly(manifest_uri)
+    held = _gather_hashes((rows["sample_id"] for rows in archive.iterate_rows(["sample_id"])), archive.rows, key)
+    held.sort()
+    missing = held[~_contains(ordered, held)]
+    if len(missing):
+        raise ArchiveError(_describe_missing(archive, manifest_uri, missing, key))
+    return ~_contains(held, hashes)
+
+
+def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of the values (n,) are among the ordered ones; NumPy's isin needs several times their memory."""
+    found = np.zeros(len(values), bool)
+    for start in range(0, len(values) if len(ordered) else 0, _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        found[start : start + _AT_ONCE] = ordered[np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)] == part
+    return found
 
 
 def _describe_missing(archive: Archive, manifest_uri: str, missing: np.ndarray, key: str) -> str:
     named: list[str] = []
     for rows in archive.iterate_rows(["sample_id"]):
-        lost = rows["sample_id"][np.isin(_hash(rows["sample_id"], key), missing)]
+        lost = rows["sample_id"][_contains(missing, _gather_hashes([rows["sample_id"]], len(rows), key))]
         named += [f"{sample} (row {row})" for row, sample in lost.items()]
         if len(named) >= _NAMED:
             break
@@ -219,26 +228,31 @@ def _describe_missing(archive: Archive, manifest_uri: str, missing: np.ndarray, 
     )
 
 
-def _hash_distinctly(manifest_uri: str) -> tuple[str, np.ndarray]:
-    """A key, and the (M,) uint64 hashes under it of the manifest's sample ids, no two of which are the same.
+def _hash_distinctly(manifest_uri: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """A key, and the (M,) uint64 hashes under it of the manifest's sample ids, no two of which are the same; in its order, and ascending.
 
     Raises:
         ManifestError: a sample is there twice.
     """
-    for attempt in range(1000):
+    rows = count_manifest(manifest_uri)
+    for attempt in range(_KEYS):
         key = f"normascope {attempt:05d}"  # 16 bytes
-        hashes = np.concatenate(
-            [_hash(batch["sample_id"], key) for batch in iterate_manifest(manifest_uri, columns=["sample_id"])] or [_NONE]
-        )
+        hashes = _gather_hashes((batch["sample_id"] for batch in iterate_manifest(manifest_uri, columns=["sample_id"])), rows, key)
         ordered = np.sort(hashes)
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(twice):
-            return key, hashes
-        _refuse_duplicates(manifest_uri, np.flatnonzero(np.isin(hashes, twice)))
+            return key, hashes, ordered
+        _refuse_duplicates(manifest_uri, np.flatnonzero(_contains(twice, hashes)))
     raise ManifestError(f"{manifest_uri}: its sample ids cannot be told apart")
 
 
-_NONE = np.empty(0, np.uint64)
+def _gather_hashes(parts: Iterable[Any], rows: int, key: str) -> np.ndarray:
+    """(rows,) uint64 of the sample ids of all parts."""
+    hashes, start = np.empty(rows, np.uint64), 0
+    for part in parts:
+        hashes[start : start + len(part)] = pd.util.hash_array(np.asarray(part, dtype=object), hash_key=key, categorize=False)
+        start += len(part)
+    return hashes
 
 
 def _refuse_duplicates(manifest_uri: str, suspects: np.ndarray) -> None:
@@ -254,31 +268,34 @@ def _refuse_duplicates(manifest_uri: str, suspects: np.ndarray) -> None:
         start += len(batch)
 
 
-def _hash(samples: Any, key: str) -> np.ndarray:
-    return np.asarray(pd.util.hash_array(np.asarray(samples, dtype=object), hash_key=key, categorize=False), np.uint64)
-
-
 def _write_parts(archive_uri: str, manifest_uri: str, is_new: np.ndarray, *, first: int) -> Iterator[dict[str, Any]]:
     """Write the new rows of a manifest in files of at most PART_ROWS; yields what archive.json says of each."""
-    for rows in _gather(manifest_uri, is_new):
-        content = encode_manifest(validate_manifest(rows.to_pandas()))
-        part = {"first": first, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest()}
-        uri = filesystems.join(archive_uri, *_part_path(part))
-        patiently(lambda uri=uri, content=content: filesystems.write_bytes(uri, content), patience_s=_PATIENCE_S, what=uri)  # type: ignore[misc]
-        yield part
-        first += len(rows)
+    for block in _gather_new(manifest_uri, is_new):
+        rows = validate_manifest(block.to_pandas())
+        for start in range(0, len(rows), PART_ROWS):
+            part = _write_part(archive_uri, rows.iloc[start : start + PART_ROWS], first)
+            first += part["rows"]
+            yield part
 
 
-def _gather(manifest_uri: str, is_new: np.ndarray) -> Iterator[arrow.Table]:
-    """The new rows of a manifest, PART_ROWS at a time."""
-    start, waiting = 0, arrow.table({})
+def _write_part(archive_uri: str, rows: pd.DataFrame, first: int) -> dict[str, Any]:
+    content = encode_manifest(rows)
+    part = {"first": first, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest()}
+    uri = filesystems.join(archive_uri, *_part_path(part))
+    patiently(lambda: filesystems.write_bytes(uri, content), patience_s=_PATIENCE_S, what=uri)
+    return part
+
+
+def _gather_new(manifest_uri: str, is_new: np.ndarray) -> Iterator[arrow.Table]:
+    """The new rows of a manifest, several parts at a time: validating takes a moment for any number of rows."""
+    start, most, waiting = 0, _PARTS_VALIDATED * PART_ROWS, arrow.table({})
     for batch in iterate_manifest(manifest_uri, rows=PART_ROWS):
         chosen = arrow.table(batch.filter(arrow.array(is_new[start : start + len(batch)])))
         start += len(batch)
         waiting = arrow.concat_tables([waiting, chosen]) if len(waiting) else chosen
-        while len(waiting) >= PART_ROWS:
-            yield waiting.slice(0, PART_ROWS)
-            waiting = waiting.slice(PART_ROWS)
+        while len(waiting) >= most:
+            yield waiting.slice(0, most)
+            waiting = waiting.slice(most)
     if len(waiting):
         yield waiting
 

@@ -223,6 +223,12 @@ def _to_pandas(rows: arrow.Table) -> pd.DataFrame:
     return rows.to_pandas(types_mapper=types.get, split_blocks=True, self_destruct=True)
 
 
+def count_manifest(uri: str) -> int:
+    """Rows of a manifest, from the end of its file alone."""
+    with filesystems.open_for_reading(uri, ahead_bytes=_AHEAD_BYTES) as source:
+        return int(parquet.ParquetFile(source).metadata.num_rows)
+
+
 def read_manifest(uri: str, *, digest: str | None = None) -> pd.DataFrame:
     """Read a manifest and check it, against its digest too where one is given.
 

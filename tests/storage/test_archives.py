@@ -235,13 +235,14 @@ def test_a_part_that_was_changed_or_is_gone_is_named_with_its_rows(uri: str) -> 
 
 
 def test_sample_ids_whose_hashes_are_the_same_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, keys = archives._hash, list[str]()
+    real, keys = pd.util.hash_array, list[str]()
 
-    def colliding(samples: Any, key: str) -> np.ndarray:
-        keys.append(key)
-        return real(samples, key) % 8 if key.endswith("0") else real(samples, key)
+    def colliding(samples: Any, *, hash_key: str, categorize: bool) -> np.ndarray:
+        keys.append(hash_key)
+        hashes = real(samples, hash_key=hash_key, categorize=categorize)
+        return hashes % 8 if hash_key.endswith("0") else hashes
 
-    monkeypatch.setattr(archives, "_hash", colliding)
+    monkeypatch.setattr(pd.util, "hash_array", colliding)
     uri = str(tmp_path / "archive")
     append_manifest(uri, *manifest_of(tmp_path, range(10)))
     append_manifest(uri, *manifest_of(tmp_path, range(12)))
