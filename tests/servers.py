@@ -40,7 +40,7 @@ class _SeaweedFS:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "server.log"
         self._folder = folder
-        ports = _free_ports(2 * len(_PORTS))
+        ports = free_ports(2 * len(_PORTS))
         http, grpc = (dict(zip(_PORTS, part, strict=True)) for part in (ports[: len(_PORTS)], ports[len(_PORTS) :]))
         self.endpoint = f"http://127.0.0.1:{http['s3']}"
         self._command = _command(folder, http, grpc)
@@ -176,7 +176,7 @@ def _write_identity(path: Path, access_key: str, secret_key: str) -> None:
     path.write_text(json.dumps({"identities": [identity]}))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on; all are held until the last is found, so that they differ."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
