@@ -20,10 +20,11 @@ from prefect.tasks import Task, exponential_backoff
 from storage.leases import Lease
 from tasks.archive_scoring import Slot, Work, count_rows, first_failures
 from tasks.caching import can_pass, steps
-from tasks.execution import ExecutionConfig, executor_for
+from tasks.execution import ExecutionConfig
 from tasks.progress import Bar
 from tasks.references import ArchiveSummary, SlotSummary
-from tasks.score_shard import ShardJob, ShardOutcome, score_shard
+from tasks.score import map_shards
+from tasks.score_shard import ShardJob, ShardOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ _GROUP_S = 10.0  # of work of the whole cluster; two groups at once, each takes 
 _GROUPS_AT_ONCE = 2
 _FIRST_SHARDS = 8  # of a group, while no rate is known
 _GROUPS_MAX = 500  # of a run: more tasks make the server and its pages slow
-_SHARDS_TOGETHER = 2  # in one process: one is read or written while the other is computed
 _FAILURES_SHOWN = 500
 
 
@@ -93,9 +93,8 @@ def score_group(group: ShardGroup, scoring: Scoring) -> dict[str, int]:
     Raises:
         LeaseLostError: another run has taken the archive over.
     """
-    outcomes = executor_for(scoring.execution).map(score_shard, group.jobs(), rescue=_isolate, together=_SHARDS_TOGETHER)
     try:
-        for outcome in outcomes:
+        for outcome in map_shards(group.jobs(), execution=scoring.execution):
             scoring.bar.advance(group.note(outcome))
             scoring.lease.check()
             if scoring.cancelled.is_set():
@@ -174,7 +173,3 @@ def _cut(scoring: Scoring) -> Iterator[ShardGroup]:
             rows += work.rows_of(last)
         yield ShardGroup(work, first, last)
         first = last + 1
-
-
-def _isolate(job: ShardJob) -> ShardJob:
-    return {**job, "isolate": True}

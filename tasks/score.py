@@ -1,6 +1,7 @@
 """Score every sample of a manifest into a store, shard by shard; what an earlier store of the same model holds is copied, not computed."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,9 +15,11 @@ from tasks.execution import ExecutionConfig, executor_for
 from tasks.models import detector_config
 from tasks.progress import Bar
 from tasks.references import ManifestReference, ModelReference, RowsReference, StoreReference
-from tasks.score_shard import Limits, ShardJob, Target, score_shard
+from tasks.score_shard import Limits, ShardJob, ShardOutcome, Target, score_shard
 
 logger = logging.getLogger(__name__)
+
+_TOGETHER = 2  # shards in one process: one is read or written while the other is computed
 
 
 class ScoringConfig(BaseModel):
@@ -81,7 +84,7 @@ def score_shards(
     target = Target(store_uri=store["uri"], model=model, donors=find_donors(opened))
     jobs = [ShardJob(rows=rows, shard=shard, targets=[target], isolate=False, limits=Limits()) for shard in pending]
     outcome: dict[str, Any] = {"uri": store["uri"], "first": first, "last": last, "scored": 0, "copied": 0, "failed": 0}
-    for done in executor_for(execution).map(score_shard, jobs):
+    for done in map_shards(jobs, execution=execution):
         (became,) = done["targets"]
         outcome = outcome | {
             "scored": outcome["scored"] + became["scored"],
@@ -91,6 +94,11 @@ def score_shards(
         bar.advance(done["rows"])
     logger.info("shards %d-%d: %s scored, %s copied, %s failed", first, last, outcome["scored"], outcome["copied"], outcome["failed"])
     return outcome
+
+
+def map_shards(jobs: Iterable[ShardJob], *, execution: ExecutionConfig) -> Iterator[ShardOutcome]:
+    """Score shards on the workers; one whose workers died is looked through sample by sample for the one that kills."""
+    return executor_for(execution).map(score_shard, jobs, rescue=lambda job: {**job, "isolate": True}, together=_TOGETHER)
 
 
 def shard_groups(store: StoreReference, scoring: ScoringConfig) -> list[tuple[int, int]]:
