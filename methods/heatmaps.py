@@ -6,6 +6,7 @@ Coordinates are pixels of the slide's map: pixel i covers [i, i + 1) and its cen
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from methods.curation.hashing import compiled
 
@@ -51,7 +52,7 @@ class Mosaic:
         """
         first = np.ceil(corners - 0.5).astype(np.int64)  # pixels whose centre is inside
         shift = (first - corners).astype(np.float32)  # from a tile's own pixels to the map's, in [−½, ½)
-        _add_tiles(self._sum, self._weight, maps.astype(np.float32), first[:, 0], first[:, 1] - self._top, shift)
+        _add_tiles(self._sum, self._weight, cast(maps, np.dtype(np.float32)), first[:, 0], first[:, 1] - self._top, shift)
 
     def take(self) -> np.ndarray:
         """The next `band_px` rows, (band_px, width_px), NaN where no tile covers a pixel's centre; they are not kept."""
@@ -59,9 +60,10 @@ class Mosaic:
         with np.errstate(invalid="ignore"):  # nothing of no weight is NaN
             for start in range(0, self._band_px, SLAB_ROWS):
                 rows = slice(start, min(start + SLAB_ROWS, self._band_px))
-                band[rows] = self._sum[rows] / self._weight[rows]
+                band[rows] = cast(self._sum[rows] / self._weight[rows], self._dtype)
         for array in (self._sum, self._weight):
-            array[: -self._band_px] = array[self._band_px :].copy()
+            for row in range(len(array) - self._band_px):  # one by one: at once NumPy would copy them first
+                array[row] = array[row + self._band_px]
             array[-self._band_px :] = 0
         self._top += self._band_px
         return band
@@ -82,15 +84,26 @@ def _add_tiles(total: np.ndarray, weight: np.ndarray, maps: np.ndarray, left: np
             down = max(min(i + np.float32(0.5) + shift_y, side - i - np.float32(0.5) - shift_y), _LEAST_WEIGHT)
             row, beside = maps[tile, i], maps[tile, min(max(i + toward_y, 0), side - 1)]
             sums, weights = total[top[tile] + i], weight[top[tile] + i]
-            for j in range(max(0, -left[tile]), min(side, width - left[tile])):
-                value = row[j]
-                if toward_x != 0 or toward_y != 0:
-                    k = min(max(j + toward_x, 0), side - 1)
-                    upper = (1 - share_x) * row[j] + share_x * row[k]
-                    value = (1 - share_y) * upper + share_y * ((1 - share_x) * beside[j] + share_x * beside[k])
-                w = down * across[j]
-                sums[left[tile] + j] += w * value
-                weights[left[tile] + j] += w
+            first, stop = max(0, -left[tile]), min(side, width - left[tile])
+            if toward_x == 0 and toward_y == 0:
+                for j in range(first, stop):
+                    sums[left[tile] + j] += down * across[j] * row[j]
+                    weights[left[tile] + j] += down * across[j]
+                continue
+            for j in range(first, stop):
+                k = min(max(j + toward_x, 0), side - 1)
+                here = (1 - share_x) * row[j] + share_x * row[k]
+                there = (1 - share_x) * beside[j] + share_x * beside[k]
+                sums[left[tile] + j] += down * across[j] * ((1 - share_y) * here + share_y * there)
+                weights[left[tile] + j] += down * across[j]
+
+
+def cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """As `astype`; by torch, which uses the processor's instructions for float16 where NumPy takes ten times as long."""
+    return torch.from_numpy(values).to(_TORCH[dtype]).numpy() if values.dtype != dtype else values
+
+
+_TORCH = {np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
 
 
 class Pyramid:
@@ -132,8 +145,8 @@ def halve(rows: np.ndarray) -> np.ndarray:
     """
     halved = np.empty((-(-rows.shape[0] // 2), -(-rows.shape[1] // 2)), rows.dtype)
     for start in range(0, len(rows), SLAB_ROWS):
-        slab = rows[start : start + SLAB_ROWS].astype(np.float32)
-        halved[start // 2 : start // 2 + -(-len(slab) // 2)] = _halve(slab)
+        slab = _halve(cast(rows[start : start + SLAB_ROWS], np.dtype(np.float32)))
+        halved[start // 2 : start // 2 + len(slab)] = cast(slab, halved.dtype)
     return halved
 
 
@@ -142,12 +155,15 @@ def _halve(rows: np.ndarray) -> np.ndarray:
     height, width = rows.shape
     halved = np.empty(((height + 1) // 2, (width + 1) // 2), np.float32)
     for i in range(halved.shape[0]):
+        upper, lower = rows[2 * i], rows[min(2 * i + 1, height - 1)]
+        twice = np.float32(2 * i + 1 < height)  # else the row below is the same one and does not count
         for j in range(halved.shape[1]):
-            total, count = np.float32(0), 0
-            for y in range(2 * i, min(2 * i + 2, height)):
-                for x in range(2 * j, min(2 * j + 2, width)):
-                    if not np.isnan(rows[y, x]):
-                        total += rows[y, x]
-                        count += 1
-            halved[i, j] = total / np.float32(count) if count else np.float32(np.nan)
+            x, z = 2 * j, min(2 * j + 1, width - 1)
+            wide = np.float32(z > x)
+            total = count = np.float32(0)
+            for value, weight in ((upper[x], np.float32(1)), (upper[z], wide), (lower[x], twice), (lower[z], wide * twice)):
+                there = value == value  # not NaN
+                total += weight * value if there else np.float32(0)
+                count += weight if there else np.float32(0)
+            halved[i, j] = total / count if count else np.float32(np.nan)
     return halved

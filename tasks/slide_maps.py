@@ -1,10 +1,10 @@
 """The scores of a slide's tiles → its heatmap in slide coordinates and the regions above a threshold."""
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +15,10 @@ from prefect.tasks import Task, exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
-from methods.heatmaps import SLAB_ROWS, Mosaic, Pyramid
+from methods.heatmaps import SLAB_ROWS, Mosaic, Pyramid, cast
 from methods.regions import Region, RegionTracer
-from storage import filesystems
 from storage.archives import Archive, open_archive
-from storage.heatmaps import BAND_PX, HeatmapWriter, Outline, read_attributes, write_outlines
+from storage.heatmaps import BAND_PX, HeatmapWriter, Outline, heatmap_uri, read_attributes, regions_uri, write_outlines
 from storage.manifest import read_manifest
 from storage.models import read_bundle
 from storage.scores import ScoreStore, open_store
@@ -123,17 +122,6 @@ def list_slides(rows: RowsReference) -> list[SlideReference]:
     return list(slides.values())
 
 
-def heatmap_uri(slides_uri: str, slide_id: str, sha256: str) -> str:
-    """Where the heatmap of a slide lies; its regions are beside it (`regions_uri`). Slides of one name are told apart by their content."""
-    name = re.sub(r"[^\w.-]+", "_", slide_id).strip(".")[:80]
-    return filesystems.join(slides_uri, f"{name}-{sha256[:12]}.ome.zarr")
-
-
-def regions_uri(heatmap: str) -> str:
-    """The GeoJSON beside a heatmap."""
-    return heatmap.removesuffix(".ome.zarr") + ".geojson"
-
-
 def find_threshold(model: ModelReference, config: SlideMapConfig) -> float | None:
     """The score from which a pixel is abnormal: the one that is given, or the card's preferred; None where it has none.
 
@@ -204,18 +192,22 @@ def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str
         width_px=grid.width_px, threshold=np.inf if threshold is None else threshold, least_px=job["least_area_um2"] / grid.pixel_um2
     )
     gaps = RegionTracer(width_px=grid.width_px, threshold=1)
+    lowest, highest = np.inf, -np.inf
     for top, band in _blend(store, scored, grid, dtype):
         for level, y, rows in pyramid.add(band):
             writer.write(level, y, rows)
         for start in range(0, len(band), SLAB_ROWS):
-            slab = band[start : start + SLAB_ROWS].astype(np.float32)
+            slab = cast(band[start : start + SLAB_ROWS], np.dtype(np.float32))
+            lowest, highest = np.fmin(lowest, np.fmin.reduce(slab, axis=None)), np.fmax(highest, np.fmax.reduce(slab, axis=None))
             anomalies.add(slab)
             if len(boxes):
                 gaps.add(_cover(boxes, top + start, slab))
+    window = (float(lowest), float(highest), float(lowest if threshold is None else threshold)) if len(scored) else (0.0, 1.0, 0.0)
     regions = anomalies.finish()
     if threshold is not None:
-        outlines = [_outline(region, grid, *_ANOMALY, scores=True) for region in regions]
-        write_outlines(regions_uri(uri), outlines + [_outline(region, grid, *_NOT_SCORED, scores=False) for region in gaps.finish()])
+        found = (_outline(region, grid, *_ANOMALY, scores=True) for region in regions)
+        lost = (_outline(region, grid, *_NOT_SCORED, scores=False) for region in gaps.finish())
+        write_outlines(regions_uri(uri), chain(found, lost))
     attributes = {
         **made_from,
         "slide_id": name,
@@ -229,7 +221,7 @@ def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str
         "regions": len(regions),
         "area_mm2": sum(region.area_px for region in regions) * grid.pixel_um2 / 1e6,
     }
-    writer.finish(name=name, spacing_um=grid.spacing_um, downsample=grid.downsample, shown_from=threshold, attributes=attributes)
+    writer.finish(name=name, spacing_um=grid.spacing_um, downsample=grid.downsample, window=window, attributes=attributes)
     logger.info("%s: %d tiles, %d failed, %d regions", name, len(tiles), len(failed), len(regions))
     return attributes
 
@@ -271,9 +263,8 @@ def _read_maps(store: ScoreStore, rows: np.ndarray, size_px: int) -> np.ndarray:
     """(n, size_px, size_px) of rows; where the detector has no maps, each filled with the image's score."""
     first, stop = int(rows.min()), int(rows.max()) + 1
     if store.map_size_px is None:
-        shards = range(first // store.shard_rows, (stop - 1) // store.shard_rows + 1)
-        scores = np.concatenate([store.read_shard(shard)["image_score"] for shard in shards])[rows - store.rows_of(shards[0]).start]
-        return np.broadcast_to(scores[:, None, None], (len(rows), size_px, size_px))
+        scores = store.read_range("image_score", first, stop)[rows - first]
+        return np.repeat(scores, size_px**2).reshape(-1, size_px, size_px)
     if stop - first <= 2 * len(rows):  # a slice is read several times faster
         return store.read_maps(range(first, stop))[rows - first]
     return store.read_maps(rows)

@@ -9,7 +9,17 @@ import zarr
 from ome_zarr_models.v05.image import Image
 
 from storage.annotations import rasterise, read_annotations
-from storage.heatmaps import BAND_PX, HeatmapError, HeatmapWriter, Outline, open_heatmap, read_attributes, write_outlines
+from storage.heatmaps import (
+    BAND_PX,
+    HeatmapError,
+    HeatmapWriter,
+    Outline,
+    heatmap_uri,
+    open_heatmap,
+    read_attributes,
+    regions_uri,
+    write_outlines,
+)
 
 SHAPES = [(700, 1300), (350, 650), (175, 325)]
 
@@ -23,7 +33,7 @@ def write(uri: str, *, finished: bool = True) -> list[np.ndarray]:
         for y in range(0, len(rows), BAND_PX):
             writer.write(level, y, rows[y : y + BAND_PX])
     if finished:
-        writer.finish(name="slide", spacing_um=0.25, downsample=3.5, shown_from=0.5, attributes={"made_from": "abc"})
+        writer.finish(name="slide", spacing_um=0.25, downsample=3.5, window=(0.0, 1.0, 0.5), attributes={"made_from": "abc"})
     return levels
 
 
@@ -87,10 +97,9 @@ def test_a_heatmap_that_was_cut_short_is_not_there_and_is_made_anew(tmp_path: Pa
 
 
 def test_viewers_are_told_which_scores_to_colour(tmp_path: Path) -> None:
-    levels = write(str(tmp_path / "slide.ome.zarr"))
+    write(str(tmp_path / "slide.ome.zarr"))
     [channel] = zarr.open_group(tmp_path / "slide.ome.zarr", mode="r").attrs["ome"]["omero"]["channels"]  # type: ignore[index, call-overload]
-    highest = float(np.nanmax(levels[0]))
-    assert channel["window"] == {"min": float(np.nanmin(levels[0])), "max": highest, "start": 0.5, "end": highest}
+    assert channel["window"] == {"min": 0, "max": 1, "start": 0.5, "end": 1}
 
 
 def test_outlines_are_annotations_as_qupath_reads_them(tmp_path: Path) -> None:
@@ -120,3 +129,9 @@ def test_a_slide_without_a_region_has_an_empty_collection(tmp_path: Path) -> Non
     write_outlines(str(tmp_path / "slide.geojson"), [])
     assert json.loads((tmp_path / "slide.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
     assert read_annotations(str(tmp_path / "slide.geojson")) == ()
+
+
+def test_the_maps_of_slides_of_one_name_have_different_places() -> None:
+    assert heatmap_uri("/m", "Slide 1/a", "ab" * 32) == "/m/Slide_1_a-abababababab.ome.zarr"
+    assert heatmap_uri("/m", "Slide 1/a", "cd" * 32) != heatmap_uri("/m", "Slide 1/a", "ab" * 32)
+    assert regions_uri("/m/x.ome.zarr") == "/m/x.geojson"

@@ -13,7 +13,7 @@ from ome_zarr_models.v05.image import Image
 
 from storage.annotations import rasterise, read_annotations
 from storage.archives import append_manifest
-from storage.heatmaps import open_heatmap
+from storage.heatmaps import open_heatmap, regions_uri
 from storage.manifest import read_manifest, write_manifest
 from storage.scores import Failure, ScoreStore, create_store
 from storage.slides import write_pyramid
@@ -26,9 +26,7 @@ from tasks.slide_maps import (
     SlideMapJob,
     SlideMapReference,
     SlideReference,
-    heatmap_uri,
     list_slides,
-    regions_uri,
     write_slide_map,
 )
 from tasks.slide_rows import tabulate_slide
@@ -105,6 +103,7 @@ def make(rows: RowsReference, folder: Path, *, threshold: float | None = 0.45, l
         ({}, 4),
         ({"stride_px": 64}, 4),
         ({"stride_px": 50}, 4),  # tiles lie between the map's pixels
+        ({"stride_px": 96, "dense": True}, 4),  # the last tiles end at the border
         ({"spacing_um": 1.0, "stride_px": 100}, 8),  # at level 1
         ({"spacing_um": 0.75, "stride_px": 64}, 6),  # resampled from level 0
     ],
@@ -246,9 +245,3 @@ def test_an_archives_slides_are_listed_with_their_rows(slide: Path) -> None:
         SlideReference(slide_id="b", uri=str(slide), sha256="cd" * 32, spans=[(11, n + 11)]),
     ]
     assert list_slides(RowsReference(uri=archive.uri, digest=archive.digest)) == expected
-
-
-def test_the_maps_of_slides_of_one_name_have_different_places() -> None:
-    assert heatmap_uri("/m", "Slide 1/a", "ab" * 32) == "/m/Slide_1_a-abababababab.ome.zarr"
-    assert heatmap_uri("/m", "Slide 1/a", "cd" * 32) != heatmap_uri("/m", "Slide 1/a", "ab" * 32)
-    assert regions_uri("/m/x.ome.zarr") == "/m/x.geojson"
