@@ -15,7 +15,7 @@ from methods.evaluation.metrics import average_precision, roc_auc
 from methods.evaluation.repeats import Summary, Weights, draw_weights, replicate, summarise
 from storage import filesystems
 from storage.manifest import read_manifest, write_manifest
-from storage.scores import open_store
+from storage.scores import SCORED, open_store
 from tasks.caching import cached_task, digest_of
 from tasks.evaluate import count_test_pixels
 from tasks.execution import ExecutionConfig
@@ -187,8 +187,9 @@ def _count(table: pd.DataFrame, experiment: Experiment, position: int, level: st
     if level == "pixel":
         if table["mask_uri"].isna().all():
             return None
-        shards = np.arange(len(table)) // open_store(store["uri"]).shard_rows
-        return count_test_pixels(store, experiment["tested"], shards=shards, execution=execution)
+        scored = open_store(store["uri"]).status() == SCORED
+        names = table["subject_id"].astype(object).where(scored, None)
+        return count_test_pixels(store, experiment["tested"], names=names, execution=execution)
     scores = open_store(store["uri"], expected={"manifest_digest": store["manifest_digest"]}).image_scores()
     return count_scores(scores, table["label"].to_numpy(int), table["subject_id"].to_numpy(str))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from methods.evaluation.histograms import SubjectCounts, count_pixels, count_sco
 from methods.evaluation.metrics import UndefinedMetricError, average_precision, roc_auc
 from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold, quantile_threshold
 from methods.training.selection import score_all
-from tasks.measures import measure
+from tasks.measures import FIXED_SPECIFICITIES, measure
 from tasks.progress import show_progress
 from tasks.samples import SampleDataset, read_sample_mask
 
@@ -76,7 +77,7 @@ def calibrate(
     for level, _, point in points:
         thresholds.setdefault(level, point)
     try:
-        metrics = measure(image, pixel if _has_masks(pixel) else None, thresholds=thresholds, bootstrap=bootstrap)
+        metrics = measure(image, pixel if _has_masks(pixel) else None, thresholds=thresholds, bootstrap=bootstrap).rows
     except UndefinedMetricError as error:
         metrics = []
         refused.append(str(error))
@@ -126,7 +127,10 @@ def _rules(
     """The preferred ones first; the last ones of a level need no anomaly."""
     rate = config.false_positive_rate
     yield "image", "validation", lambda: best_youden_threshold(image)
+    yield "image", "validation", lambda: best_dice_threshold(image)
     yield "image", "validation", lambda: conformal_threshold(_normal_scores(image), rate)
+    for at in FIXED_SPECIFICITIES:
+        yield "image", "validation", partial(quantile_threshold, image, false_positive_rate=round(1 - at, 9))
     if pixel is None:
         return
     if _has_masks(pixel):
@@ -138,7 +142,7 @@ def _rules(
 
 def _has_masks(pixel: SubjectCounts | None) -> bool:
     """Whether a pixel is known to be abnormal; those of normal samples are known to be normal without a mask."""
-    return pixel is not None and bool(pixel.abnormal.any())
+    return pixel is not None and bool(pixel.carries_anomaly.any())
 
 
 def _choose_points(rules: Iterator[_Rule]) -> tuple[list[tuple[str, str, Threshold]], list[str]]:

@@ -1,28 +1,33 @@
-"""Evaluate a store on a split: exact counts shard by shard, metrics with intervals, curves; written as JSON."""
+"""Evaluate a store on a split: exact counts shard by shard, metrics with intervals, subgroups, curves; written as JSON."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from methods.evaluation.bootstrap import BootstrapConfig
-from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
+from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, gather_counts
 from methods.evaluation.metrics import UndefinedMetricError, precision_recall_curve, roc_curve
+from methods.evaluation.probabilities import bin_probabilities
 from methods.evaluation.thresholds import Threshold
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import read_bundle
-from storage.scores import SCORED, open_store
+from storage.scores import FAILED, SCORED, ScoreStoreError, open_store
 from tasks.caching import cached_task, digest_of
 from tasks.execution import ExecutionConfig, executor_for
-from tasks.measures import measure
-from tasks.progress import show_progress
+from tasks.measures import CONSTANT_ANSWERS, Measured, measure, measure_constant
+from tasks.progress import Bar, show_progress
 from tasks.promises import check_nulls, check_points
 from tasks.references import EvaluationReference, ManifestReference, ModelReference, StoreReference
 from tasks.samples import read_sample_mask
+from tasks.subgroups import assign_cells, measure_subgroups, stratify
 
 _CURVE_POINTS = 400
 
@@ -33,21 +38,24 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap: BootstrapConfig = BootstrapConfig()
+    unscored: Literal["refuse", "count"] = Field(
+        default="refuse", description="test samples that scoring has not reached: an error, or left out and counted"
+    )
 
 
 class CountJob(TypedDict):
-    """All that a worker needs to count one shard's pixels."""
+    """All that a worker needs to count one shard's pixels: under which name each of its rows is counted; None for those that are not."""
 
     store_uri: str
     manifest: ManifestReference
     shard: int
-    split: str
+    names: list[str | None]
 
 
 @cached_task(
     name="evaluate",
     run_name="evaluate {store[kind]}",
-    outputs_exist=lambda evaluation: filesystems.exists(evaluation["uri"]),
+    outputs_exist=lambda evaluation: filesystems.exists(evaluation["uri"]) and filesystems.exists(_resampled_uri(evaluation["uri"])),
     ignore=("execution",),
 )
 def evaluate_store(
@@ -64,87 +72,173 @@ def evaluate_store(
 
     Raises:
         UndefinedMetricError: the test split lacks a class.
+        ScoreStoreError: scores of another manifest or model, or samples that are not scored.
     """
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
     opened = open_store(store["uri"], expected={"manifest_digest": manifest["digest"], "model_digest": model["digest"]})
-    tested = ((rows["split"] == "test") & (opened.status() == SCORED)).to_numpy()
-    labelled = tested & rows["label"].notna().to_numpy()
-    scores, labels = opened.image_scores()[labelled], rows["label"][labelled].to_numpy(int)
+    status = opened.status()
+    tested, unscored = _choose_rows(rows, status, evaluation, store["uri"])
+    labelled = rows[tested & rows["label"].notna().to_numpy()]
+    scores, labels = opened.image_scores()[labelled.index], labelled["label"].to_numpy(int)
+    _check_labels(labelled, labels)
+    cells = assign_cells(labelled)
+    image_cells = count_scores(scores, labels, cells.names)
+    names = pd.Series(None, rows.index, dtype=object)
+    names[labelled.index] = cells.names
+    pixel_cells = count_test_pixels(store, manifest, names=names, execution=execution)
+    image, pixel = cells.by_subject(image_cells), None if pixel_cells is None else cells.by_subject(pixel_cells)
+    card = read_bundle(model["uri"], digest=model["digest"]).card
+    calibration = card["calibration"]
+    thresholds = {level: Threshold(**found) for level, found in calibration.get("thresholds", {}).items()}
+    strata = stratify(labelled, evaluation.bootstrap)
+    probabilities = bool(card["trained_on"].get("abnormal")) and scores.min() >= 0 and scores.max() <= 1
+    options: dict[str, Any] = {
+        "thresholds": thresholds,
+        "bootstrap": evaluation.bootstrap,
+        "strata": strata,
+        "probabilities": probabilities,
+    }
+    measured = measure(image, pixel, **options)
+    curves = [(level, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None]
+    result = {
+        "kind": store["kind"],
+        "split": "test",
+        "subjects": {"all": len(image.subjects), "with anomaly": int(image.carries_anomaly.sum())},
+        "samples": outcome,
+        "unscored": unscored,
+        "metrics": measured.rows,
+        "constant": {answer: measure_constant(image, pixel, answer, probabilities=probabilities) for answer in CONSTANT_ANSWERS},
+        "subgroups": measure_subgroups(cells, image_cells, pixel_cells, **options),
+        "reliability": [found._asdict() for found in bin_probabilities(image)] if probabilities else None,
+        "training": card["training"],
+        "trained_on": card["trained_on"],
+        "why_no_threshold": calibration.get("why_none", ""),
+        "tuned": calibration.get("tuned"),
+        "operating_points": check_points(calibration.get("operating_points", []), image, pixel, evaluation.bootstrap, strata),
+        "p_values": check_nulls(calibration.get("nulls", []), scores, labels),
+        "roc": {level: _thin(roc_curve, counts) for level, counts in curves},
+        "pr": {level: _thin(precision_recall_curve, counts) for level, counts in curves},
+        "scores": {"normal": scores[labels == 0].tolist(), "abnormal": scores[labels == 1].tolist()},
+        "colour_range": _colour_range(pixel, image),
+        # the same samples under the same resamples: only then may the differences of two detectors be taken
+        "paired_by": digest_of(labelled["sample_id"].tolist(), evaluation.bootstrap),
+    }
+    digest = digest_of(result)
+    uri = filesystems.join(root, "evaluations", f"{store['kind']}-{digest[:16]}.json")
+    filesystems.write_bytes(_resampled_uri(uri), _encode_values(measured))
+    filesystems.write_json(uri, result)
+    return EvaluationReference(uri=uri, kind=store["kind"], digest=digest)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A detector's metrics under every resample: "level/name" -> (1 + R + G,), and level -> the stratum of each left-out group (G,)."""
+
+    metrics: dict[str, np.ndarray]
+    groups: dict[str, np.ndarray]
+
+
+def read_resampled(evaluation: EvaluationReference) -> Resampled:
+    """What intervals of differences are made of; empty where there are no intervals."""
+    with filesystems.open_for_reading(_resampled_uri(evaluation["uri"])) as file, np.load(file, allow_pickle=False) as arrays:
+        metrics = {name: arrays[name] for name in arrays.files if not name.startswith("groups/")}
+        groups = {name.removeprefix("groups/"): arrays[name] for name in arrays.files if name.startswith("groups/")}
+    return Resampled(metrics, groups)
+
+
+def _resampled_uri(evaluation_uri: str) -> str:
+    return evaluation_uri.removesuffix(".json") + ".npz"
+
+
+def count_shard(job: CountJob) -> SubjectCounts | None:
+    """The pixels of a shard's rows by name, class and value; None where no mask is known."""
+    store = open_store(job["store_uri"])
+    size = store.map_size_px
+    if size is None:
+        return None
+    span = store.rows_of(job["shard"])
+    table = _manifest(job["manifest"]["uri"], job["manifest"]["digest"]).iloc[span.start : span.stop]
+    masks = np.zeros((len(span), size, size), bool)
+    known = np.zeros(len(span), bool)
+    for i, (row, name) in enumerate(zip(table.to_dict("records"), job["names"], strict=True)):
+        if name is None:
+            continue
+        known[i] = (mask := read_sample_mask(row, size_px=size)) is not None
+        if mask is not None and mask.any():
+            masks[i] = mask
+    if not known.any():
+        return None
+    maps, names = store.read_maps(span), np.asarray(job["names"], object)
+    return count_pixels(maps, masks, names) if known.all() else count_pixels(maps[known], masks[known], names[known])
+
+
+def count_test_pixels(
+    store: StoreReference, manifest: ManifestReference, *, names: pd.Series, execution: ExecutionConfig
+) -> SubjectCounts | None:
+    """The pixels of named rows by name, class and value; None for a detector without maps, or where no mask shows an anomaly.
+
+    Args:
+        store: of the scores.
+        manifest: whose rows they are.
+        names: (N,) under which name each row is counted, such as its subject; None for rows that are not.
+        execution: where the shards are counted.
+    """
+    opened = open_store(store["uri"])
+    if opened.map_size_px is None:
+        return None
+    asked = np.flatnonzero(names.notna())
+    wanted = names.where(names.notna(), None).to_list()
+    jobs = [
+        CountJob(store_uri=store["uri"], manifest=manifest, shard=int(shard), names=wanted[rows.start : rows.stop])
+        for shard in np.unique(asked // opened.shard_rows)
+        for rows in [opened.rows_of(int(shard))]
+    ]
+    with show_progress(f"count pixels of {store['kind']}", len(jobs)) as bar:
+        counts = gather_counts(_advance(executor_for(execution).map(count_shard, jobs), bar))
+    if counts is None or not counts.carries_anomaly.any():
+        return None  # no abnormal sample has a mask: nothing can be said of pixels
+    return counts
+
+
+def _advance(counted: Iterable[SubjectCounts | None], bar: Bar) -> Iterator[SubjectCounts | None]:
+    for counts in counted:
+        bar.advance()
+        yield counts
+
+
+def _choose_rows(rows: pd.DataFrame, status: np.ndarray, config: EvaluationConfig, uri: str) -> tuple[np.ndarray, dict[str, int]]:
+    """Which rows are tested (N,), and how many of the split have no score, by why."""
+    if len(status) != len(rows):
+        raise ScoreStoreError(f"{uri} holds {len(status)} rows, the manifest {len(rows)}: these are the scores of another manifest")
+    repeated = rows["sample_id"][rows["sample_id"].duplicated()]
+    if len(repeated):
+        raise ValueError(f"{len(repeated)} sample_ids occur more than once, such as {repeated.iloc[0]}: a sample is counted once")
+    split = ((rows["split"] == "test") & rows["excluded"].isna()).to_numpy()
+    unscored = {"pending": int((split & (status != SCORED) & (status != FAILED)).sum()), "failed": int((split & (status == FAILED)).sum())}
+    if unscored["pending"] and config.unscored == "refuse":
+        raise ScoreStoreError(
+            f"{unscored['pending']} of {int(split.sum())} test samples are not scored yet: finish scoring, or set evaluation.unscored to "
+            "count, which leaves them out and says how many"
+        )
+    return split & (status == SCORED), unscored
+
+
+def _check_labels(labelled: pd.DataFrame, labels: np.ndarray) -> None:
     if len(np.unique(labels)) < 2:
         raise UndefinedMetricError(
             f"the test split has {int((labels == 0).sum())} normal and {int((labels == 1).sum())} abnormal samples with a score; "
             "metrics need both. Add abnormal pictures, or set paint to paint anomalies into some of the normal ones"
         )
-    image = count_scores(scores, labels, rows["subject_id"][labelled].to_numpy(str))
-    pixel = count_test_pixels(store, manifest, shards=np.flatnonzero(tested) // opened.shard_rows, execution=execution)
-    card = read_bundle(model["uri"], digest=model["digest"]).card
-    calibration = card["calibration"]
-    thresholds = {level: Threshold(**found) for level, found in calibration.get("thresholds", {}).items()}
-    result = {
-        "kind": store["kind"],
-        "split": "test",
-        "subjects": {"all": len(image.subjects), "with anomaly": int((image.abnormal.sum(1) > 0).sum())},
-        "samples": outcome,
-        "metrics": measure(image, pixel, thresholds=thresholds, bootstrap=evaluation.bootstrap),
-        "training": card["training"],
-        "trained_on": card["trained_on"],
-        "why_no_threshold": calibration.get("why_none", ""),
-        "tuned": calibration.get("tuned"),
-        "operating_points": check_points(calibration.get("operating_points", []), image, pixel, evaluation.bootstrap),
-        "p_values": check_nulls(calibration.get("nulls", []), scores, labels),
-        "roc": {level: _thin(roc_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None},
-        "pr": {
-            level: _thin(precision_recall_curve, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None
-        },
-        "scores": {"normal": scores[labels == 0].tolist(), "abnormal": scores[labels == 1].tolist()},
-        "colour_range": _colour_range(pixel, image),
-    }
-    digest = digest_of(result)
-    uri = filesystems.join(root, "evaluations", f"{store['kind']}-{digest[:16]}.json")
-    filesystems.write_json(uri, result)
-    return EvaluationReference(uri=uri, kind=store["kind"], digest=digest)
+    if missing := int(labelled["subject_id"].isna().sum()):
+        raise ValueError(f"{missing} of {len(labelled)} test samples have no subject_id; intervals are over subjects")
 
 
-def count_shard(job: CountJob) -> SubjectCounts | None:
-    """The pixels of a shard's scored samples of the split, by subject, class and value; None where no mask is known."""
-    store = open_store(job["store_uri"])
-    span = store.rows_of(job["shard"])
-    table = _manifest(job["manifest"]["uri"], job["manifest"]["digest"]).iloc[span.start : span.stop]
-    wanted = (table["split"] == job["split"]).to_numpy() & (store.status()[span.start : span.stop] == SCORED)
-    size = store.map_size_px
-    if size is None:
-        return None
-    masks = [read_sample_mask(row, size_px=size) if take else None for row, take in zip(table.to_dict("records"), wanted, strict=True)]
-    known = np.array([i for i, mask in enumerate(masks) if mask is not None], int)
-    if not len(known):
-        return None
-    maps = store.read_maps(span)[known]
-    return count_pixels(maps, np.stack([mask for mask in masks if mask is not None]), table["subject_id"].to_numpy(str)[known])
-
-
-def count_test_pixels(
-    store: StoreReference, manifest: ManifestReference, *, shards: np.ndarray, execution: ExecutionConfig
-) -> SubjectCounts | None:
-    """The pixels of the test split, by subject, class and value; None for a detector without maps, or where no mask shows an anomaly.
-
-    Args:
-        store: of the scores.
-        manifest: whose rows they are.
-        shards: numbers of those that hold samples of the test split; may repeat.
-        execution: where the shards are counted.
-    """
-    if open_store(store["uri"]).map_size_px is None:
-        return None
-    jobs = [CountJob(store_uri=store["uri"], manifest=manifest, shard=int(shard), split="test") for shard in np.unique(shards)]
-    counts: list[SubjectCounts] = []
-    with show_progress(f"count pixels of {store['kind']}", len(jobs)) as bar:
-        for found in executor_for(execution).map(count_shard, jobs):
-            bar.advance()
-            if found is not None:
-                counts = [merge_counts([*counts, found])]
-    if not counts or not counts[0].abnormal.any():
-        return None  # no abnormal sample has a mask: nothing can be said of pixels
-    return counts[0]
+def _encode_values(measured: Measured) -> bytes:
+    content = io.BytesIO()
+    groups = {f"groups/{level}": resamples.groups.astype(str) for level, resamples in measured.resamples.items()}
+    arrays: dict[str, Any] = {**measured.values, **groups}
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
 
 
 def _thin(curve: Callable[..., tuple[np.ndarray, ...]], counts: SubjectCounts) -> list[list[float]]:
@@ -160,7 +254,8 @@ def _thin(curve: Callable[..., tuple[np.ndarray, ...]], counts: SubjectCounts) -
 def _colour_range(pixel: SubjectCounts | None, image: SubjectCounts) -> list[float]:
     """One fixed scale for a detector's maps: from the median of normal pixels to the 99.9th percentile of all."""
     counts = pixel if pixel is not None else image
-    return [_quantile(counts.values, counts.normal.sum(0), 0.5), _quantile(counts.values, (counts.normal + counts.abnormal).sum(0), 0.999)]
+    normal = counts.normal.sum(0)
+    return [_quantile(counts.values, normal, 0.5), _quantile(counts.values, normal + counts.abnormal.sum(0), 0.999)]
 
 
 def _quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:

@@ -1,5 +1,6 @@
 """What calibration promised on validation, and what came of it on the test split."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ _RATES = (0.01, 0.05, 0.1)
 
 
 def check_points(
-    points: list[dict[str, Any]], image: SubjectCounts, pixel: SubjectCounts | None, bootstrap: BootstrapConfig
+    points: list[dict[str, Any]],
+    image: SubjectCounts,
+    pixel: SubjectCounts | None,
+    bootstrap: BootstrapConfig,
+    strata: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The card's operating points, each with rows of `measure` for the split that is counted."""
-    return [point | {"came": measure_point(point["level"], point["value"], image, pixel, bootstrap)} for point in points]
+    return [point | {"came": measure_point(point["level"], point["value"], image, pixel, bootstrap, strata)} for point in points]
 
 
 def check_nulls(nulls: list[dict[str, Any]], scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

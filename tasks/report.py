@@ -1,6 +1,7 @@
 """Gather what the report shows and write it: one HTML file, and the same numbers as JSON and CSV."""
 
 import hashlib
+import itertools
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -15,13 +16,16 @@ from storage.manifest import read_manifest
 from storage.models import read_bundle
 from storage.reports.figures import LearningCurve
 from storage.reports.page import (
+    ConstantRow,
     CountRow,
     DetectorResult,
+    DifferenceRow,
     GallerySample,
     MetricRow,
     PValueRow,
     Report,
     SlideOverview,
+    SubgroupRow,
     Threshold,
     metrics_as_csv,
     metrics_as_json,
@@ -30,6 +34,8 @@ from storage.reports.page import (
 from storage.scores import FAILED, SCORED, ScoreStore, open_store
 from storage.slides import open_slide
 from tasks.caching import cached_task, code_fingerprint
+from tasks.evaluate import read_resampled
+from tasks.measures import measure_difference
 from tasks.progress import Bar, show_progress
 from tasks.references import EvaluationReference, ManifestReference, ModelReference, ReportReference, StoreReference
 from tasks.samples import read_sample, read_sample_mask, read_whole_mask
@@ -76,6 +82,9 @@ def write_report(
             gallery=gallery,
             slides=[_overview(group, opened, bar) for _, group in slides.groupby("slide_id", sort=False)],
             n_subjects=measured[0]["subjects"]["all"],
+            constants=[ConstantRow(answer=answer, **row) for answer, found in measured[0]["constant"].items() for row in found],
+            differences=_subtract(evaluations, measured),
+            unpaired=_explain_unpaired(measured),
             n_resamples=bootstrap_replicates if any(metric["low"] is not None for metric in measured[0]["metrics"]) else None,
         )
         contents = {"html": render_html(report), "json": metrics_as_json(report), "csv": metrics_as_csv(report)}
@@ -87,14 +96,38 @@ def write_report(
     return ReportReference(html_uri=uris["html"], json_uri=uris["json"], csv_uri=uris["csv"])
 
 
+def _subtract(evaluations: list[EvaluationReference], measured: list[dict[str, Any]]) -> list[DifferenceRow]:
+    """Differences of all pairs of detectors that were measured on the same samples under the same resamples."""
+    found = []
+    for (first, one), (second, other) in itertools.combinations(zip(evaluations, measured, strict=True), 2):
+        if one["paired_by"] != other["paired_by"]:
+            continue
+        values, others = read_resampled(first), read_resampled(second)
+        for name in (name for name in values.metrics if name in others.metrics):
+            level, metric = name.split("/", 1)
+            row = measure_difference(level, metric, values.metrics[name], others.metrics[name], values.groups[level])
+            found.append(DifferenceRow(NAMES[one["kind"]], NAMES[other["kind"]], MetricRow(**row)))
+    return found
+
+
+def _explain_unpaired(measured: list[dict[str, Any]]) -> str:
+    alone = [NAMES[one["kind"]] for one in measured if one["paired_by"] != measured[0]["paired_by"]]
+    if not alone:
+        return ""
+    return f"Measured on other samples than {NAMES[measured[0]['kind']]}, and therefore not compared with it: {', '.join(alone)}."
+
+
 def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> str:
     """The metrics as a Markdown table, for the Prefect UI."""
     lines = [f"> **Painted.** {notice}", ""] if notice else []
     lines += ["| detector | level | metric | value | 95 % interval over subjects |", "|---|---|---|---|---|"]
-    for evaluation in evaluations:
-        for row in filesystems.read_json(evaluation["uri"])["metrics"]:
+    measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
+    for evaluation, result in zip(evaluations, measured, strict=True):
+        for row in result["metrics"]:
             interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else row["note"]
             lines.append(f"| {NAMES[evaluation['kind']]} | {row['level']} | {row['name']} | {row['value']:.3f} | {interval} |")
+    for answer, rows in measured[0]["constant"].items() if measured else ():
+        lines += [f"| *constant: {answer}* | {row['level']} | {row['name']} | {row['value']:.3f} | |" for row in rows]
     return "\n".join(lines)
 
 
@@ -149,6 +182,9 @@ def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> De
         ],
         training_samples=pictures.get("samples"),
         trained_on_abnormal=result["trained_on"].get("abnormal", 0),
+        subgroups=[SubgroupRow(**{**row, "metrics": [MetricRow(**metric) for metric in row["metrics"]]}) for row in result["subgroups"]],
+        reliability=[(found["items"], found["mean_probability"], found["abnormal"]) for found in result["reliability"] or ()],
+        unscored=result["unscored"],
     )
 
 

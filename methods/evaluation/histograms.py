@@ -1,32 +1,55 @@
 """Exact counts of scores by subject, class and value.
 
 A float16 score has at most 65,536 values. Counting each subject's normal and abnormal pixels per value once therefore loses nothing:
-every pixel metric over any number of pixels, and every bootstrap over subjects, follows exactly from the counts.
+every pixel metric over any number of pixels, and every bootstrap over subjects, follows exactly from the counts. Image scores are counted
+alike. Only what occurs is kept (sparse tables), so that a million scores of thousands of subjects are as small as their list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.sparse import coo_array, csc_array
+
+from methods.curation.hashing import compiled
 
 _VALUES = 1 << 16
+_LOWEST, _HIGHEST = 0x0400, 0xFBFF  # keys of the finite float16 values; below and above are infinity and NaN
+_MINUS_ZERO, _ZERO = 0x7FFF, 0x8000
+_EIGHT_NEIGHBOURS = np.ones((3, 3), int)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SubjectCounts:
     """How often each score occurs in each subject.
 
     Attributes:
         subjects: S names.
         values: (U,) float64, the distinct scores, ascending.
-        normal: (S, U) int64, normal items by subject and value.
-        abnormal: (S, U) int64.
+        normal: (S, U) int64, normal items by subject and value, sparse by columns; a dense one is converted.
+        abnormal: (S, U) int64 as `normal`.
+        regions: (S, U) float64 as `normal`: of each connected abnormal region the share of its pixels that has the value, summed over the
+            subject's regions; None for image scores.
     """
 
     subjects: tuple[str, ...]
     values: np.ndarray
-    normal: np.ndarray
-    abnormal: np.ndarray
+    normal: Any
+    abnormal: Any
+    regions: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("normal", "abnormal", "regions"):
+            if (table := getattr(self, name)) is not None:
+                object.__setattr__(self, name, csc_array(table))
+
+    @property
+    def carries_anomaly(self) -> np.ndarray:
+        """(S,) bool."""
+        return np.asarray(self.abnormal.sum(1) > 0)
 
 
 def order_key(scores: np.ndarray) -> np.ndarray:
@@ -45,7 +68,7 @@ def order_key(scores: np.ndarray) -> np.ndarray:
 
 
 def count_pixels(maps: np.ndarray, masks: np.ndarray, subjects: np.ndarray) -> SubjectCounts:
-    """Count the pixels of maps, in memory of at most about 30 bytes a pixel besides 16 S × U bytes for what comes back.
+    """Count the pixels of maps; connected abnormal regions (8 neighbours, Bergmann et al. 2021) are those of a map's own mask.
 
     Args:
         maps: (N, H, W) float16, finite.
@@ -60,18 +83,35 @@ def count_pixels(maps: np.ndarray, masks: np.ndarray, subjects: np.ndarray) -> S
             f"expected maps (N, H, W) float16, masks (N, H, W) bool and N subjects, got {maps.shape} {maps.dtype}, "
             f"{masks.shape} {masks.dtype} and {len(subjects)}"
         )
-    if not np.isfinite(maps).all():
-        bad = int((~np.isfinite(maps)).any((1, 2)).sum())
+    which, names = _number(subjects)
+    flat_shape = len(maps), maps.shape[1] * maps.shape[2]
+    bits, flat = np.ascontiguousarray(maps).view(np.uint16).reshape(flat_shape), np.ascontiguousarray(masks).reshape(flat_shape)
+    table = np.zeros((2, _VALUES), np.int64)
+    found: list[tuple[np.ndarray, ...]] = []
+    bad = 0
+    order = np.argsort(which, kind="stable")
+    for subject, rows in enumerate(np.split(order, np.cumsum(np.bincount(which, minlength=len(names)))[:-1])):
+        lowest, highest, unfit = _tally(bits, flat, rows, table)
+        bad += unfit
+        span = table[:, lowest : highest + 1]
+        keys = np.flatnonzero(span.any(0))
+        found.append((np.full(len(keys), subject), keys + lowest, *span[:, keys]))
+        span[:] = 0
+    if bad:
         raise ValueError(f"{bad} of {len(maps)} maps hold NaN or infinite scores; count scored samples only")
-    names, which = np.unique(np.asarray(subjects, str), return_inverse=True)
-    keys = order_key(maps)
-    occupied = np.flatnonzero(np.bincount(keys.ravel(), minlength=_VALUES))
-    counts = np.zeros((2, len(names), len(occupied)), np.int64)
-    for subject in range(len(names)):
-        mine = which == subject
-        both = np.bincount((keys[mine] + _VALUES * masks[mine]).ravel(), minlength=2 * _VALUES)  # normal values, then abnormal
-        counts[:, subject] = both.reshape(2, _VALUES)[:, occupied]
-    return SubjectCounts(tuple(names.tolist()), _value_of(occupied), counts[0], counts[1])
+    empty = (np.zeros(0, np.int64),) * 4
+    subject_of, key_of, normal, abnormal = (np.concatenate(parts) for parts in zip(empty, *found, strict=True))
+    occupied = np.flatnonzero(np.bincount(key_of, minlength=_VALUES))
+    shape = (len(names), len(occupied))
+    column_of = np.zeros(_VALUES, np.int64)
+    column_of[occupied] = np.arange(len(occupied))
+    return SubjectCounts(
+        tuple(names),
+        _value_of(occupied),
+        _tabulate(normal, subject_of, column_of[key_of], shape),
+        _tabulate(abnormal, subject_of, column_of[key_of], shape),
+        _tabulate(*_share_regions(maps, masks, which, column_of), shape),
+    )
 
 
 def count_scores(scores: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -> SubjectCounts:
@@ -83,7 +123,7 @@ def count_scores(scores: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -
         subjects: (N,) the subject of each image.
 
     Raises:
-        ValueError: lengths differ, another label, or a score is NaN or infinite.
+        ValueError: lengths differ, another label, a subject is missing, or a score is NaN or infinite.
     """
     if not len(scores) == len(labels) == len(subjects):
         raise ValueError(f"expected as many scores as labels and subjects, got {len(scores)}, {len(labels)}, {len(subjects)}")
@@ -91,11 +131,12 @@ def count_scores(scores: np.ndarray, labels: np.ndarray, subjects: np.ndarray) -
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} scores are NaN or infinite; count scored samples only")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError("expected labels 0 (normal) or 1 (abnormal), got others or missing ones; leave unlabelled samples out")
-    names, which = np.unique(np.asarray(subjects, str), return_inverse=True)
-    values, position = np.unique(np.asarray(scores, float), return_inverse=True)
-    counts = np.zeros((2, len(names), len(values)), np.int64)
-    np.add.at(counts, (np.asarray(labels, int), which, position), 1)
-    return SubjectCounts(tuple(names.tolist()), values, counts[0], counts[1])
+    which, names = _number(subjects)
+    values, position = np.unique(np.asarray(scores, float) + 0.0, return_inverse=True)
+    shape, abnormal = (len(names), len(values)), np.asarray(labels) == 1
+    ones = np.ones(len(which), np.int64)
+    tables = [_tabulate(ones[chosen], which[chosen], position[chosen], shape) for chosen in (~abnormal, abnormal)]
+    return SubjectCounts(tuple(names), values, *tables)
 
 
 def merge_counts(parts: Sequence[SubjectCounts]) -> SubjectCounts:
@@ -106,16 +147,104 @@ def merge_counts(parts: Sequence[SubjectCounts]) -> SubjectCounts:
     """
     if not parts:
         raise ValueError("expected the counts of at least one part, got none")
-    names, which = np.unique(np.concatenate([np.asarray(part.subjects, str) for part in parts]), return_inverse=True)
+    names = sorted({name for part in parts for name in part.subjects})
+    row = {name: position for position, name in enumerate(names)}
     values = np.unique(np.concatenate([part.values for part in parts]))
-    normal, abnormal = (np.zeros((len(names), len(values)), np.int64) for _ in range(2))
-    start = 0
+    rows = [np.array([row[name] for name in part.subjects], int) for part in parts]
+    columns = [np.searchsorted(values, part.values) for part in parts]
+
+    def join(table_of: Callable[[SubjectCounts], Any]) -> csc_array:
+        tables = [table_of(part).tocoo() for part in parts]
+        data = np.concatenate([table.data for table in tables])
+        row_of = np.concatenate([where[table.coords[0]] for where, table in zip(rows, tables, strict=True)])
+        column_of = np.concatenate([where[table.coords[1]] for where, table in zip(columns, tables, strict=True)])
+        return _tabulate(data, row_of, column_of, (len(names), len(values)))
+
+    regions = join(lambda part: part.regions) if all(part.regions is not None for part in parts) else None
+    return SubjectCounts(tuple(names), values, join(lambda part: part.normal), join(lambda part: part.abnormal), regions)
+
+
+def gather_counts(parts: Iterable[SubjectCounts | None]) -> SubjectCounts | None:
+    """As `merge_counts` of a stream of any length, each part merged a few times only; None where there is nothing."""
+    waiting: list[SubjectCounts] = []
     for part in parts:
-        at = np.ix_(which[start : start + len(part.subjects)], np.searchsorted(values, part.values))
-        normal[at] += part.normal
-        abnormal[at] += part.abnormal
-        start += len(part.subjects)
-    return SubjectCounts(tuple(names.tolist()), values, normal, abnormal)
+        if part is not None:
+            waiting.append(part)
+        while len(waiting) > 1 and _size(waiting[-2]) <= 2 * _size(waiting[-1]):
+            waiting[-2:] = [merge_counts(waiting[-2:])]
+    return merge_counts(waiting) if waiting else None
+
+
+def take_subjects(counts: SubjectCounts, chosen: np.ndarray, names: Sequence[str] | None = None) -> SubjectCounts:
+    """The counts of some rows, summed where they get one name.
+
+    Args:
+        counts: of S rows.
+        chosen: positions of rows (n,).
+        names: n, of the rows that come back; those that they had if None.
+    """
+    kept = [counts.subjects[position] for position in chosen] if names is None else names
+    which, unique = _number(np.asarray(kept, object))
+    sums = csc_array((np.ones(len(chosen), np.int64), (which, chosen)), shape=(len(unique), len(counts.subjects)))
+    tables = [None if table is None else sums @ table for table in (counts.normal, counts.abnormal, counts.regions)]
+    return SubjectCounts(tuple(unique), counts.values, *tables)
+
+
+def _number(subjects: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The position of each subject among the sorted names, and the names; hashed, because sorting a million strings takes seconds."""
+    if pd.isna(subjects).any():
+        raise ValueError(f"{int(pd.isna(subjects).sum())} of {len(subjects)} samples have no subject; intervals are over subjects")
+    codes, found = pd.factorize(np.asarray(subjects, object))
+    names = np.array([str(name) for name in found])
+    order = np.argsort(names, kind="stable")
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    return rank[codes], names[order].tolist()
+
+
+def _tabulate(data: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> csc_array:
+    """A sparse table in which equal places add up and empty ones are not kept."""
+    table = coo_array((data, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape).tocsc()
+    table.eliminate_zeros()
+    return table
+
+
+def _share_regions(
+    maps: np.ndarray, masks: np.ndarray, which: np.ndarray, column_of: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every abnormal pixel: one part in so many of its region, its subject and the column of its score."""
+    shares, subjects, columns = [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
+    for row in [row for row in range(len(masks)) if masks[row].any()]:
+        box = tuple(slice(at[0], at[-1] + 1) for at in (np.flatnonzero(masks[row].any(axis)) for axis in (1, 0)))
+        mask = masks[row][box]
+        region = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)[0][mask]
+        shares.append(1 / np.bincount(region)[region])
+        subjects.append(np.full(len(region), which[row]))
+        columns.append(column_of[order_key(maps[row][box][mask])])
+    return np.concatenate(shares), np.concatenate(subjects), np.concatenate(columns)
+
+
+def _size(counts: SubjectCounts) -> int:
+    return int(counts.normal.nnz + counts.abnormal.nnz)
+
+
+@compiled
+def _tally(bits: Any, masks: Any, rows: Any, table: Any) -> Any:  # pragma: no cover - compiled
+    """Add the pixels of rows to a table (2, 65,536) by class and key: the lowest key and the highest, and how many maps are not finite."""
+    lowest, highest, unfit = _VALUES - 1, 0, 0
+    for row in rows:
+        low, high = _VALUES - 1, 0
+        for i in range(bits.shape[1]):
+            b: Any = np.int64(bits[row, i])
+            key = (_VALUES - 1 - b) if b >= 0x8000 else b + 0x8000
+            low, high = min(low, key), max(high, key)
+            table[np.int64(masks[row, i]), key] += 1
+        unfit += low < _LOWEST or high > _HIGHEST
+        lowest, highest = min(lowest, low), max(highest, high)
+    for label in range(2):
+        table[label, _ZERO] += table[label, _MINUS_ZERO]
+        table[label, _MINUS_ZERO] = 0
+    return min(lowest, _ZERO) if lowest == _MINUS_ZERO else lowest, _ZERO if highest == _MINUS_ZERO else highest, unfit
 
 
 def _value_of(keys: np.ndarray) -> np.ndarray:

@@ -139,6 +139,17 @@ def specificity(normal: np.ndarray, abnormal: np.ndarray, values: np.ndarray, th
     return np.asarray(tn / (tn + fp))
 
 
+def accuracy(normal: np.ndarray, abnormal: np.ndarray, values: np.ndarray, threshold: float) -> np.ndarray:
+    """Share of all weight that is called right. Where one class is rare, the constant answer has a high one: never show it alone.
+
+    Raises:
+        UndefinedMetricError: a class has no weight.
+    """
+    _require_both(normal, abnormal)
+    tp, fp, fn, tn = confusion_at(normal, abnormal, values, threshold)
+    return np.asarray((tp + tn) / (tp + fp + fn + tn))
+
+
 def balanced_accuracy(normal: np.ndarray, abnormal: np.ndarray, values: np.ndarray, threshold: float) -> np.ndarray:
     """Mean of sensitivity and specificity at a threshold.
 

@@ -18,6 +18,7 @@ from skimage.measure import approximate_polygon, find_contours
 # Okabe & Ito, "Color Universal Design" (2008). Classes and detectors never share a colour.
 NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
 _DETECTOR_STYLES = [("#000000", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)))]
+_MARKS = "osD^v"
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,93 @@ def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
                 right.plot(curve.epochs, curve.validation_auroc, color="#009E73", lw=1.3, ls="--")
                 right.set(ylim=(0, 1), ylabel="Validation AUROC, green")
         for panel in panels[len(learning) :]:
+            panel.set_axis_off()
+        return _as_svg(figure, prefix)
+
+
+@dataclass(frozen=True)
+class ForestLine:
+    """One subgroup: its grouping, its name, its n in words, and detector -> (value, low, high), ends None where there is no interval."""
+
+    grouping: str
+    group: str
+    counted: str
+    points: dict[str, tuple[float, float | None, float | None]]
+
+
+def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> str:
+    """AUROC with its interval, one line a subgroup and in it one mark a detector, as inline SVG.
+
+    Args:
+        lines: top to bottom; those of one grouping follow each other. A line without points says "undefined".
+        names: all detectors of the report; a detector's place in it is its colour and mark.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    step = max(1.0, 0.42 * len(names))  # room for the marks of a line
+    heights, y, last = [], 0.0, ""
+    for line in lines:
+        y += 1.1 if line.grouping != last else 0
+        heights.append(y)
+        y, last = y + step, line.grouping
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 1.0 + 0.24 * y), layout="constrained")
+        axes = figure.subplots()
+        for line, height in zip(lines, heights, strict=True):
+            axes.text(-0.02, height, line.group, transform=axes.get_yaxis_transform(), ha="right", va="center")
+            counted = line.counted if line.points else f"{line.counted}, undefined"
+            axes.text(1.02, height, counted, transform=axes.get_yaxis_transform(), ha="left", va="center", color="#5b5f66")
+            for place, name in enumerate(names):
+                _mark_interval(axes, line.points.get(name), height + step * (place - (len(names) - 1) / 2) / max(2, len(names)), place)
+        for line, height in zip(lines, heights, strict=True):
+            if line.grouping and line is next(one for one in lines if one.grouping == line.grouping):
+                head = height - 0.5 * step - 0.35
+                axes.text(-0.02, head, line.grouping, transform=axes.get_yaxis_transform(), ha="right", va="center", weight="bold")
+        axes.text(
+            1.02, heights[0] - 0.5 * step - 0.5, "normal / abnormal", transform=axes.get_yaxis_transform(), va="center", color="#5b5f66"
+        )
+        axes.set_ylim(y, -1.3)
+        low = min((end for line in lines for point in line.points.values() for end in point if end is not None), default=0.5)
+        axes.set(xlim=(min(0.45, low - 0.02), 1.005), xlabel="AUROC of images, 95 % interval over subjects", yticks=[])
+        axes.axvline(0.5, color="#999999", lw=0.8, ls=(0, (2, 2)))
+        axes.grid(axis="x", color="#e4e4e4", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        for place, name in enumerate(names):
+            colour = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)][0]
+            axes.plot([], [], color=colour, marker=_MARKS[place % len(_MARKS)], lw=1.3, ms=5, label=name)
+        figure.legend(loc="outside upper left", ncols=4)
+        return _as_svg(figure, prefix)
+
+
+def _mark_interval(axes: Axes, point: tuple[float, float | None, float | None] | None, height: float, place: int) -> None:
+    if point is None:
+        return
+    colour = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)][0]
+    value, low, high = point
+    if low is not None and high is not None:
+        axes.plot([low, high], [height, height], color=colour, lw=1.3, solid_capstyle="butt")
+    axes.plot([value], [height], color=colour, marker=_MARKS[place % len(_MARKS)], ms=5, mfc=colour if low is not None else "white")
+
+
+def draw_reliability(bins: dict[str, list[tuple[int, float, int]]], *, prefix: str) -> str:
+    """Share of abnormal samples against the mean probability of a bin, one panel a detector, as inline SVG.
+
+    Args:
+        bins: detector -> (samples, their mean probability, how many are abnormal); a point's area is its share of the samples.
+        prefix: of the SVG's element ids, unique in the page.
+    """
+    columns = min(2, len(bins))
+    rows = math.ceil(len(bins) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.1 * columns, 0.2 + 3.9 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, (name, found) in zip(panels, bins.items(), strict=False):
+            samples, probability, abnormal = (np.array(column, float) for column in zip(*found, strict=True))
+            panel.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=(0, (2, 2)))
+            panel.plot(probability, abnormal / samples, color="#000000", lw=0.8)
+            panel.scatter(probability, abnormal / samples, s=15 + 300 * samples / samples.sum(), color="#000000", alpha=0.7, clip_on=False)
+            panel.set(title=name, xlabel="Mean probability", ylabel="Share abnormal", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        for panel in panels[len(bins) :]:
             panel.set_axis_off()
         return _as_svg(figure, prefix)
 

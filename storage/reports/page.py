@@ -21,13 +21,21 @@ from storage.reports import figures
 
 Level = Literal["image", "pixel"]
 _LEVELS: tuple[Level, ...] = ("image", "pixel")
+_COLUMNS = ("section", "detector", "level", "name", "group", "value", "low", "high", "sd", "method", "note")
+_COMPARED: dict[Level, tuple[str, ...]] = {
+    "image": ("AUROC", "average precision", "balanced accuracy"),
+    "pixel": ("AUROC", "average precision", "AUPRO", "Dice"),
+}
 _OVERVIEW_PX = 768
 _GALLERY_PX = 384
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric with its 95 % interval. `value`, `low` and `high` are None where there is none; `note` then says why."""
+    """One metric with its 95 % interval. `value`, `low` and `high` are None where there is none; `note` then says why.
+
+    `sd` is the standard deviation of the replicates; `method` is how the interval was made.
+    """
 
     level: Level
     name: str
@@ -35,6 +43,8 @@ class MetricRow:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    sd: float | None = None
+    method: str = ""
 
     def __post_init__(self) -> None:
         if self.level not in _LEVELS:
@@ -72,6 +82,42 @@ class PValueRow:
 
 
 @dataclass(frozen=True)
+class SubgroupRow:
+    """The tested samples of one subgroup (of "site", "hand") and a detector's metrics on them; none with a note that says why."""
+
+    grouping: str
+    group: str
+    subjects: int
+    normal: int
+    abnormal: int
+    metrics: list[MetricRow]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.metrics and not self.note:
+            raise ValueError(f"subgroup {self.grouping} {self.group!r} has no metrics: say why in its note")
+
+
+@dataclass(frozen=True)
+class DifferenceRow:
+    """`first` minus `second` in one metric, paired: both on the same samples under the same resamples."""
+
+    first: str
+    second: str
+    metric: MetricRow
+
+
+@dataclass(frozen=True)
+class ConstantRow:
+    """What a metric comes to when every answer is the same: "everything normal"."""
+
+    answer: str
+    level: Level
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
 class DetectorResult:
     """What one detector did on the test split.
 
@@ -85,6 +131,9 @@ class DetectorResult:
         p_values: what p-values promised and what came.
         training_samples: PNG of `figures.draw_samples`; None for a detector without maps.
         trained_on_abnormal: abnormal samples that it learned from: more than none for a classifier.
+        subgroups: by what the manifest says of the samples.
+        reliability: of a detector whose scores are probabilities: (samples, their mean probability, how many are abnormal) a bin.
+        unscored: test samples without a score, by why; they are in no metric.
     """
 
     name: str
@@ -101,6 +150,9 @@ class DetectorResult:
     p_values: list[PValueRow] = field(default_factory=list)
     training_samples: bytes | None = None
     trained_on_abnormal: int = 0
+    subgroups: list[SubgroupRow] = field(default_factory=list)
+    reliability: list[tuple[int, float, int]] = field(default_factory=list)
+    unscored: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.colour_range
@@ -172,6 +224,9 @@ class Report:
         painted: the anomalies are painted, not diagnosed; the page says so in a banner with `generated_note`.
         run: what was run on what: configuration, digests, code version, seed, package versions, how to run it again.
         n_subjects, n_resamples: of the bootstrap that gave the intervals; None where there was none.
+        constants: what the constant answers come to on the same samples.
+        differences: of pairs of detectors.
+        unpaired: why some differences are missing.
     """
 
     title: str
@@ -184,6 +239,9 @@ class Report:
     slides: list[SlideOverview]
     n_subjects: int | None = None
     n_resamples: int | None = None
+    constants: list[ConstantRow] = field(default_factory=list)
+    differences: list[DifferenceRow] = field(default_factory=list)
+    unpaired: str = ""
 
     def __post_init__(self) -> None:
         names = [detector.name for detector in self.detectors]
@@ -211,6 +269,12 @@ def render_html(report: Report) -> str:
         data=Markup(numbers.replace("<", "\\u003c")),  # a name must not close the script element
         csv_uri="data:text/csv;base64," + base64.b64encode(metrics_as_csv(report).encode()).decode(),
         tables=_tabulate_metrics(report.detectors),
+        constant={(row.answer, row.level, row.name): row.value for row in report.constants},
+        answers=list(dict.fromkeys(row.answer for row in report.constants)),
+        differences=_tabulate_differences(report.differences),
+        subgroups=[(one, _tabulate_subgroups(one)) for one in report.detectors if one.subgroups],
+        forest=_draw_forest(report.detectors),
+        reliability=_draw_reliability(report.detectors),
         curves=_draw_curves(report.detectors),
         learning=_draw_learning(report.detectors),
         samples=[(one, figures.as_uri(one.training_samples, "PNG")) for one in report.detectors if one.training_samples],
@@ -236,6 +300,9 @@ def metrics_as_json(report: Report) -> str:
         "run": report.run,
         "bootstrap": {"n_subjects": report.n_subjects, "n_resamples": report.n_resamples},
         "counts": [vars(row) for row in report.counts],
+        "constants": [vars(row) for row in report.constants],
+        "differences": [vars(row) | {"metric": vars(row.metric)} for row in report.differences],
+        "unpaired": report.unpaired,
         "detectors": [_describe_detector(detector) for detector in report.detectors],
         "gallery": [{key: getattr(sample, key) for key in ("sample_id", "caption", "label", "finding")} for sample in report.gallery],
         "slides": [
@@ -246,31 +313,40 @@ def metrics_as_json(report: Report) -> str:
 
 
 def metrics_as_csv(report: Report) -> str:
-    """Metrics, thresholds and what they came to, p-values and counts as one table.
+    """Metrics, differences, subgroups, thresholds and what they came to, constant answers, p-values and counts as one table.
 
-    Columns: section, detector, level, name, value, low, high, note; empty where None.
+    Columns: section, detector, level, name, group, value, low, high, sd, method, note; empty where None.
     """
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["section", "detector", "level", "name", "value", "low", "high", "note"])
+    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n", restval=None)
+    table.writeheader()
     for detector in report.detectors:
-        for row in detector.metrics:
-            table.writerow(["metric", detector.name, row.level, row.name, row.value, row.low, row.high, row.note])
+        of = {"detector": detector.name}
+        table.writerows({"section": "metric"} | of | vars(row) for row in detector.metrics)
+        for part in detector.subgroups:
+            of_group = of | {"section": "subgroup", "group": f"{part.grouping}: {part.group}"}
+            counted = {"subjects": part.subjects, "normal samples": part.normal, "abnormal samples": part.abnormal}
+            table.writerows(of_group | {"name": name, "value": number, "note": part.note} for name, number in counted.items())
+            table.writerows(of_group | vars(row) for row in part.metrics)
         for threshold in detector.thresholds:
-            note = f"{threshold.chosen_by} ({threshold.split})"
-            table.writerow(["threshold", detector.name, threshold.level, threshold.name, threshold.value, None, None, note])
-            for row in threshold.came:
-                table.writerow(["at threshold", detector.name, row.level, row.name, row.value, row.low, row.high, threshold.chosen_by])
+            found: dict[str, Any] = {"section": "threshold", "level": threshold.level, "name": threshold.name, "value": threshold.value}
+            table.writerow(of | found | {"note": f"{threshold.chosen_by} ({threshold.split})"})
+            table.writerows(of | vars(row) | {"section": "at threshold", "note": threshold.chosen_by} for row in threshold.came)
         for share in (one for one in detector.p_values if one.rate is not None):
             for label, value in (("normal", share.normal), ("abnormal", share.abnormal)):
-                table.writerow(["p-value", detector.name, "image", f"{label} at {share.rate:g}", value, None, None, share.null])
+                found = {"section": "p-value", "level": "image", "name": f"{label} at {share.rate:g}", "value": value}
+                table.writerow(of | found | {"note": share.null})
+    table.writerows({"section": "difference", "detector": f"{row.first} - {row.second}"} | vars(row.metric) for row in report.differences)
+    table.writerows(
+        {"section": "constant answer", "detector": row.answer, "level": row.level, "name": row.name, "value": row.value}
+        for row in report.constants
+    )
     for count in report.counts:
         place = f"{count.split} {count.label}"
-        table.writerow(["count", None, None, f"{place} samples", count.samples, None, None, None])
-        table.writerow(["count", None, None, f"{place} subjects", count.subjects, None, None, None])
+        numbers: list[tuple[str, int, str | None]] = [("samples", count.samples, None), ("subjects", count.subjects, None)]
         for state, reasons in (("excluded", count.excluded), ("failed", count.failed)):
-            for reason, number in sorted(reasons.items()):
-                table.writerow(["count", None, None, f"{place} {state}", number, None, None, reason])
+            numbers += [(state, number, reason) for reason, number in sorted(reasons.items())]
+        table.writerows({"section": "count", "name": f"{place} {what}", "value": value, "note": note} for what, value, note in numbers)
     return text.getvalue()
 
 
@@ -291,6 +367,9 @@ def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
         "scores": {"normal": _round(detector.scores_normal), "abnormal": _round(detector.scores_abnormal)},
         "colour_range": [float(end) for end in detector.colour_range],
         "operating": detector.operating,
+        "subgroups": [vars(row) | {"metrics": [vars(metric) for metric in row.metrics]} for row in detector.subgroups],
+        "reliability": [dict(zip(("samples", "mean_probability", "abnormal"), row, strict=True)) for row in detector.reliability],
+        "unscored": detector.unscored,
     }
 
 
@@ -305,6 +384,48 @@ def _tabulate_metrics(detectors: list[DetectorResult]) -> dict[str, Any]:
         if any(of == level for of, _ in keys)
     }
     return {"levels": levels, "notes": notes}
+
+
+def _tabulate_differences(rows: list[DifferenceRow]) -> dict[str, Any]:
+    """The metrics that are compared on the page as columns, and one line a pair; the files hold all."""
+    found = {(row.first, row.second, row.metric.level, row.metric.name): row.metric for row in rows}
+    measured = {key[2:] for key in found}
+    columns = [(level, name) for level, names in _COMPARED.items() for name in names if (level, name) in measured]
+    pairs = dict.fromkeys(key[:2] for key in found)
+    lines = [(first, second, [found.get((first, second, level, name)) for level, name in columns]) for first, second in pairs]
+    return {"columns": columns, "pairs": lines}
+
+
+def _tabulate_subgroups(detector: DetectorResult) -> dict[str, Any]:
+    """One line a subgroup, its metrics in the columns that the whole split has."""
+    columns = [(row.level, row.name) for row in detector.metrics if row.method != "DeLong"]
+    lines = []
+    for row in detector.subgroups:
+        of_row = {(metric.level, metric.name): metric for metric in row.metrics}
+        lines.append((row, [of_row.get(key) for key in columns]))
+    return {"columns": columns, "lines": lines}
+
+
+def _draw_forest(detectors: list[DetectorResult]) -> Markup | None:
+    """AUROC of images, of every subgroup and, first, of all."""
+    first = next((one for one in detectors if one.subgroups), None)
+    if first is None:
+        return None
+    lines = [figures.ForestLine("", "all test samples", f"{len(first.scores_normal)} / {len(first.scores_abnormal)}", {})]
+    lines += [figures.ForestLine(row.grouping, row.group, f"{row.normal} / {row.abnormal}", {}) for row in first.subgroups]
+    at = {(line.grouping, line.group): line for line in lines}
+    for detector in detectors:
+        whole = SubgroupRow("", "all test samples", 0, 0, 0, detector.metrics, "all")
+        for row in [whole, *detector.subgroups]:
+            found = next((metric for metric in row.metrics if (metric.level, metric.name) == ("image", "AUROC")), None)
+            if (row.grouping, row.group) in at and found is not None and found.value is not None:
+                at[row.grouping, row.group].points[detector.name] = (found.value, found.low, found.high)
+    return Markup(figures.draw_forest(lines, names=[one.name for one in detectors], prefix="forest"))
+
+
+def _draw_reliability(detectors: list[DetectorResult]) -> Markup | None:
+    bins = {one.name: one.reliability for one in detectors if one.reliability}
+    return Markup(figures.draw_reliability(bins, prefix="reliability")) if bins else None
 
 
 def _draw_curves(detectors: list[DetectorResult]) -> dict[Level, Markup]:

@@ -91,12 +91,15 @@ def test_each_level_has_its_operating_points_the_preferred_one_first(normal_and_
     found = calibrated(Redness(1.0), normal, pd.concat([normal, abnormal], ignore_index=True), deviations=2, deviation_samples=7)
     assert [(point["level"], point["split"], point["rule"]) for point in found["operating_points"]] == [
         ("image", "validation", "highest Youden index"),
+        ("image", "validation", "highest Dice"),
         ("image", "validation", "conformal false-positive rate of at most 0.05"),
+        ("image", "validation", "false-positive rate of at most 0.1 on normals"),
+        ("image", "validation", "false-positive rate of at most 0.05 on normals"),
         ("pixel", "validation", "highest Dice"),
         ("pixel", "train", "2 standard deviations of training scores"),
         ("pixel", "validation", "false-positive rate of at most 0.05 on normals"),
     ]
-    assert found["operating_points"][3]["detail"] == "7 images"
+    assert found["operating_points"][6]["detail"] == "7 images"
     assert {level: point["rule"] for level, point in found["thresholds"].items()} == {
         "image": "highest Youden index",
         "pixel": "highest Dice",
@@ -141,7 +144,9 @@ def test_what_came_is_counted_on_the_split_that_is_given() -> None:
     counts = count_scores(scores, labels, np.arange(10).astype(str))
     points = [{"level": "image", "split": "validation", "value": 6.0, "rule": "r", "detail": "d"}, {"level": "pixel", "value": 1.0}]
     first, second = check_points(points, counts, None, BOOTSTRAP)
-    assert {row["name"]: row["value"] for row in first["came"]} == {"sensitivity": 1.0, "specificity": pytest.approx(6 / 7)}
+    assert {row["name"]: row["value"] for row in first["came"]} == pytest.approx(
+        {"sensitivity": 1.0, "specificity": 6 / 7, "balanced accuracy": 13 / 14, "F1": 6 / 7}
+    )
     assert second["came"] == []
 
     rows = check_nulls([{"kind": "empirical", "scores": list(range(19))}, {"kind": "tail", "why_none": "few"}], scores + 15, labels)

@@ -71,6 +71,7 @@ def test_metrics_at_a_threshold_equal_those_of_scikit_learn(sample: Sample, thre
         metrics.iou: sklearn.metrics.jaccard_score(y_true, called, sample_weight=weight),
         metrics.sensitivity: sklearn.metrics.recall_score(y_true, called, sample_weight=weight),
         metrics.specificity: sklearn.metrics.recall_score(y_true, called, pos_label=0, sample_weight=weight),
+        metrics.accuracy: sklearn.metrics.accuracy_score(y_true, called, sample_weight=weight),
         metrics.balanced_accuracy: sklearn.metrics.balanced_accuracy_score(y_true, called, sample_weight=weight),
     }
     for metric, expected in pairs.items():
@@ -115,6 +116,7 @@ def test_billions_of_pixels_do_not_overflow() -> None:
         (metrics.dice, (np.arange(2.0), 1.0)),
         (metrics.iou, (np.arange(2.0), 1.0)),
         (metrics.sensitivity, (np.arange(2.0), 1.0)),
+        (metrics.accuracy, (np.arange(2.0), 1.0)),
         (metrics.balanced_accuracy, (np.arange(2.0), 1.0)),
     ],
 )

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from methods.evaluation.bootstrap import bootstrap_interval
+from methods.evaluation.bootstrap import Resamples, estimate
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import UndefinedMetricError, roc_auc
+from methods.evaluation.ranks import rank
 from methods.evaluation.repeats import Weights, draw_weights, replicate, summarise
 
 
@@ -23,7 +24,9 @@ def test_with_one_experiment_the_interval_is_that_of_the_bootstrap_over_subjects
     counts = counts_of(rng, list(strata()))
     weights = draw_weights(strata(), seeds=1, replicates=500, rng=rng)
     found = summarise(replicate(counts, roc_auc, weights)[:, None, None], weights)
-    expected = bootstrap_interval(counts, roc_auc, weights=weights.of_subjects)
+    once = np.ones((1, len(counts.subjects)), int)
+    resamples = Resamples(np.concatenate([once, weights.of_subjects]), replicates=500, groups=np.zeros(0))
+    expected = estimate(rank(counts, resamples.weights).auroc, resamples)
     assert (found.mean, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
     assert found.deviation is None
 
