@@ -29,9 +29,9 @@ def read(uri: str) -> tuple[bytes, str]:
     if not object_stores.is_object_store(uri):
         content = _local(uri).read_bytes()
         return content, _digest(content)
-    folder, name = _split(uri)
     with object_stores.explained(uri):
-        answer = object_stores.open_bucket(folder).reader.get(name)
+        bucket, path = object_stores.open_object(uri)
+        answer = bucket.reader.get(path)
         return bytes(answer.bytes()), str(answer.meta["e_tag"])
 
 
@@ -68,11 +68,11 @@ def replace(uri: str, content: bytes, version: str) -> str:
 def _put(uri: str, content: bytes, mode: Any) -> str:
     from obstore.exceptions import PreconditionError
 
-    folder, name = _split(uri)
     mark = uuid.uuid4().hex
     try:
         with object_stores.explained(uri):
-            return str(object_stores.open_bucket(folder).writer.put(name, content, mode=mode, attributes={_MARK: mark})["e_tag"])
+            bucket, path = object_stores.open_object(uri)
+            return str(bucket.writer.put(path, content, mode=mode, attributes={_MARK: mark})["e_tag"])
     except (PreconditionError, FileExistsError, FileNotFoundError) as error:
         # a request whose answer got lost is sent again, and then meets what it has written itself
         version = _version_marked(uri, mark)
@@ -85,18 +85,13 @@ def _put(uri: str, content: bytes, mode: Any) -> str:
 
 def _version_marked(uri: str, mark: str) -> str | None:
     """The version of what is there, if this very call has written it."""
-    folder, name = _split(uri)
     try:
         with object_stores.explained(uri):
-            answer = object_stores.open_bucket(folder).reader.get(name)
+            bucket, path = object_stores.open_object(uri)
+            answer = bucket.reader.get(path)
     except FileNotFoundError:
         return None
     return str(answer.meta["e_tag"]) if answer.attributes.get(_MARK) == mark else None
-
-
-def _split(uri: str) -> tuple[str, str]:
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    return folder, name
 
 
 def _local(uri: str) -> Path:

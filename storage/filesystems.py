@@ -109,8 +109,9 @@ def list_sizes(uri: str) -> dict[str, int]:
     """
     if object_stores.is_object_store(uri):
         with object_stores.explained(uri):
-            batches = object_stores.open_bucket(uri).reader.list()
-            return {entry["path"]: entry["size"] for batch in batches for entry in batch if not entry["path"].endswith(".partial")}
+            bucket, path = object_stores.open_object(uri.rstrip("/"))
+            entries = [entry for batch in bucket.reader.list(path) for entry in batch if not entry["path"].endswith(".partial")]
+            return {entry["path"][len(path) + 1 :]: entry["size"] for entry in entries}
     fs, path = _open_store(uri)
     if "file" in _protocols(fs):
         return dict(_sizes_below(path, ""))
@@ -143,6 +144,10 @@ def open_for_reading(uri: str, *, ahead_bytes: int | None = None) -> Any:
 @_explained
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
+    if object_stores.is_object_store(uri):
+        with object_stores.explained(uri):
+            bucket, path = object_stores.open_object(uri)
+            return bytes(bucket.reader.get(path).bytes())
     fs, path = _open_store(uri)
     return bytes(fs.cat_file(path))
 
@@ -160,9 +165,9 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Write a file whole or not at all: a temporary file renamed locally, one put in an object store."""
     if object_stores.is_object_store(uri):
         # not by s3fs: it asks whether to go on before it sends, and waits for ever for a server that took the connection and is silent
-        folder, _, name = uri.rpartition("/")
         with object_stores.explained(uri):
-            object_stores.open_bucket(folder).writer.put(name, content)
+            bucket, path = object_stores.open_object(uri)
+            bucket.writer.put(path, content)
         return
     fs, path = _open_store(uri)
     if "file" not in _protocols(fs):
@@ -194,9 +199,9 @@ def open_for_writing(uri: str) -> Iterator[IO[bytes]]:
 def settle(uri: str) -> int:
     """The bytes of a file that somebody has just written, once it is sure to outlive a power cut."""
     if object_stores.is_object_store(uri):
-        folder, _, name = uri.rpartition("/")
         with object_stores.explained(uri):
-            return int(object_stores.open_bucket(folder).reader.head(name)["size"])
+            bucket, path = object_stores.open_object(uri)
+            return int(bucket.reader.head(path)["size"])
     fs, path = _open_store(uri)
     if "file" not in _protocols(fs):
         return int(fs.size(path))
@@ -393,9 +398,9 @@ def _files_below(folder: str) -> Iterator[str]:
 @_explained
 def _upload(uri: str, file: Path) -> None:
     if object_stores.is_object_store(uri):
-        folder, _, name = uri.rpartition("/")
         with object_stores.explained(uri):
-            object_stores.open_bucket(folder).writer.put(name, file, max_concurrency=_PIECES_AT_ONCE)
+            bucket, path = object_stores.open_object(uri)
+            bucket.writer.put(path, file, max_concurrency=_PIECES_AT_ONCE)
     else:
         fs, path = _open_store(uri)
         fs.put_file(str(file), path)

@@ -43,6 +43,16 @@ def open_bucket(uri: str) -> Bucket:
     return _open(bucket, prefix, tuple(os.environ.get(name) for name in (*_VARIABLES, *_FILES)))
 
 
+def open_object(uri: str) -> tuple[Bucket, str]:
+    """Clients of the whole bucket, and the path of an object in it: files of many folders share their connections.
+
+    Raises:
+        PermissionError: no credentials are found.
+    """
+    bucket, _, path = uri.split("://", 1)[1].partition("/")
+    return open_bucket(f"s3://{bucket}"), path
+
+
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn what obstore raises into PermissionError, FileExistsError or ConnectionError that name the place."""

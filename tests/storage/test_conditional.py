@@ -76,14 +76,14 @@ def test_other_places_are_refused() -> None:
 @pytest.mark.slow
 def test_a_write_whose_answer_was_lost_is_known_as_our_own(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{server.bucket}/lost/pointer.json"
-    bucket = object_stores.open_bucket(uri.rpartition("/")[0])
+    bucket, path = object_stores.open_object(uri)
 
     class SendsTwice:
         def put(self, *arguments: Any, **options: Any) -> Any:
             bucket.writer.put(*arguments, **options)
             return bucket.writer.put(*arguments, **options)
 
-    monkeypatch.setattr(object_stores, "open_bucket", lambda uri: object_stores.Bucket(bucket.reader, SendsTwice()))
+    monkeypatch.setattr(object_stores, "open_object", lambda uri: (object_stores.Bucket(bucket.reader, SendsTwice()), path))
     version = conditional.create(uri, b"one")
     assert conditional.read(uri) == (b"one", version)
     version = conditional.replace(uri, b"two", version)
