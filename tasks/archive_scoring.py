@@ -151,7 +151,7 @@ def prepare_work(
     stores = {name: open_store(uri) for name, uri in there.items()}
     for store in stores.values():
         if store.rows < archive.rows:
-            store.grow(archive.rows)
+            store.grow(archive.rows, notes={"archive_digest": archive.digest})
     maps_px = {name: detector_config(model).map_size_px for name, model in models.items() if name not in stores}
     # stores of one run are cut alike where they can be, so that each picture is read once
     cuts = [store.shard_rows for store in stores.values()] or [config.shard_rows or min(map(default_shard_rows, maps_px.values()))]
@@ -247,7 +247,12 @@ def _create(
 
     identity = {"model_digest": model["digest"], "detector": model["kind"], "arithmetic": arithmetic.model_dump(mode="json")}
     # code is noted and not compared: an archive that takes days outlives an upgrade of code that has nothing to do with it
-    notes = {"model_uri": model["uri"], "archive_uri": archive.uri, "code": code_fingerprint("tasks.score_shard")}
+    notes = {
+        "model_uri": model["uri"],
+        "archive_uri": archive.uri,
+        "archive_digest": archive.digest,
+        "code": code_fingerprint("tasks.score_shard"),
+    }
     return create_store(uri, rows=archive.rows, map_size_px=map_size_px, shard_rows=shard_rows, attributes=identity, notes=notes)
 
 

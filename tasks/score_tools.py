@@ -164,9 +164,9 @@ def _compare_with(archive: Archive, store: ScoreStore) -> Iterator[str]:
         yield f"covers {store.rows} of the archive's {archive.rows} rows: the others are not scored yet"
     if store.rows > archive.rows:
         yield f"has {store.rows} rows, the archive {archive.rows}"
-    digest = store.attributes.get("manifest_digest")
-    if digest is not None and store.rows <= archive.rows and digest != archive.digest_at(store.rows):
-        yield f"was made for other rows: it names the manifest {digest[:12]}, the archive's first {store.rows} rows are another"
+    digest, found = store.attributes.get("archive_digest"), archive.digest_at(store.rows)
+    if store.rows <= archive.rows and digest != found:
+        yield f"was made for other rows: it names {str(digest)[:12]}, the archive's first {store.rows} rows are {str(found)[:12]}"
 
 
 def _verify_rows(found: Verification, archive: Archive, failed: dict[str, dict[int, str]], *, quick: bool) -> None:

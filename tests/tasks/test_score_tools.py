@@ -57,7 +57,7 @@ def make_bundle(folder: str, *, nulls: list[dict[str, Any]]) -> dict[str, str]:
 def score(archive: Archive, slot: str, model: dict[str, str], *, version: int = 1, rows: int = ROWS) -> ScoreStore:
     """Rows score half their number plus one; row 5 has failed."""
     uri = archive.scores_uri(slot, version)
-    notes = {"model_uri": model["model_uri"], "manifest_digest": archive.digest_at(rows)}
+    notes = {"model_uri": model["model_uri"], "archive_digest": archive.digest_at(rows)}
     attributes = {"model_digest": model["model_digest"]}
     store = create_store(uri, rows=rows, map_size_px=SIDE_PX, shard_rows=SHARD_ROWS, attributes=attributes, notes=notes)
     samples = archive.read_rows(0, rows)["sample_id"]
@@ -136,11 +136,11 @@ def test_a_store_whose_metadata_is_gone_is_named(archive: Archive) -> None:
 def test_another_model_other_rows_and_missing_rows_are_named(archive: Archive, tmp_path: Path) -> None:
     make_bundle(str(tmp_path), nulls=[])  # trained again to the same place
     store = open_store(archive.scores_uri("ae", 1))
-    store.grow(ROWS, notes={"manifest_digest": "another" * 9})
+    store.grow(ROWS, notes={"archive_digest": "another" * 9})
     problems = problems_of(archive.uri, slots=("ae",))
     assert len(problems) == 2
     assert "ae v1: the bundle at" in problems[0]
-    assert "names the manifest anotheranoth" in problems[1]
+    assert "it names anotheranoth" in problems[1]
     append_manifest(archive.uri, *write_rows(str(tmp_path), ROWS + 3))
     assert any("covers 11 of the archive's 14 rows" in problem for problem in problems_of(archive.uri, slots=("patchcore",)))
 
