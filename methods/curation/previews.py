@@ -26,9 +26,7 @@ def draw_tiles(thumbnail: np.ndarray, tissue: np.ndarray, boxes: np.ndarray, *, 
     drawn = np.asarray(boxes, float)[kept]
     tile_px = float((drawn[:, 2:] - drawn[:, :2]).min()) if len(drawn) else np.inf
     scale = max(1, min(int(np.ceil(_LEAST_TILE_PX / tile_px)), _MOST_PX // max(thumbnail.shape[:2])))
-    picture = _mark(np.ascontiguousarray(thumbnail), tissue, _grown(tissue, 1 if scale > 1 else 2), np.array(_OUTLINE, np.uint8))
-    if scale > 1:
-        picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    picture = _mark(np.ascontiguousarray(thumbnail), tissue, _grown(tissue, 1 if scale > 1 else 2), np.array(_OUTLINE, np.uint8), scale)
     colours = np.where(np.asarray(abnormal, bool)[kept][:, None], _ABNORMAL, _KEPT).astype(np.uint8)
     _frame(picture, (drawn * scale).round().astype(np.int64), colours, 2 if tile_px * scale >= _THICK_FROM_PX else 1)
     return np.asarray(picture)
@@ -43,15 +41,22 @@ def _grown(mask: np.ndarray, px: int) -> np.ndarray:
 
 
 @compiled
-def _mark(thumbnail: np.ndarray, tissue: np.ndarray, grown: np.ndarray, outline: np.ndarray) -> np.ndarray:
-    picture = thumbnail.copy()
-    for y in range(tissue.shape[0]):
-        for x in range(tissue.shape[1]):
-            if grown[y, x] and not tissue[y, x]:
-                picture[y, x] = outline
-            elif not tissue[y, x]:
-                for channel in range(3):
-                    picture[y, x, channel] = picture[y, x, channel] // 2 + 127
+def _mark(thumbnail: np.ndarray, tissue: np.ndarray, grown: np.ndarray, outline: np.ndarray, scale: int) -> np.ndarray:
+    """The thumbnail with glass paled and the outline drawn, each of its pixels `scale` × `scale`."""
+    height, width = tissue.shape
+    picture = np.empty((height * scale, width * scale, 3), np.uint8)
+    for y in range(height):
+        row = picture[y * scale]
+        for x in range(width):
+            red, green, blue = thumbnail[y, x, 0], thumbnail[y, x, 1], thumbnail[y, x, 2]
+            if not tissue[y, x]:
+                red, green, blue = np.uint8(red // 2 + 127), np.uint8(green // 2 + 127), np.uint8(blue // 2 + 127)
+                if grown[y, x]:
+                    red, green, blue = outline[0], outline[1], outline[2]
+            for column in range(x * scale, (x + 1) * scale):
+                row[column, 0], row[column, 1], row[column, 2] = red, green, blue
+        for copy in range(1, scale):
+            picture[y * scale + copy] = row
     return picture
 
 
@@ -61,9 +66,11 @@ def _frame(picture: np.ndarray, boxes: np.ndarray, colours: np.ndarray, width: i
     height, length = picture.shape[:2]
     for box in range(len(boxes)):
         left, top = max(boxes[box, 0] + 1, 0), max(boxes[box, 1] + 1, 0)
-        right, bottom = min(boxes[box, 2] - 1, length), min(boxes[box, 3] - 1, height)
+        right, bottom = max(min(boxes[box, 2] - 1, length), left), min(boxes[box, 3] - 1, height)
+        red, green, blue = colours[box, 0], colours[box, 1], colours[box, 2]
         for y in range(top, bottom):
             rim = y < top + width or y >= bottom - width
-            for x in range(left, right):
-                if rim or x < left + width or x >= right - width:
-                    picture[y, x] = colours[box]
+            for x in range(left, right if rim else min(left + width, right)):
+                picture[y, x, 0], picture[y, x, 1], picture[y, x, 2] = red, green, blue
+            for x in range(right if rim else max(right - width, left), right):
+                picture[y, x, 0], picture[y, x, 1], picture[y, x, 2] = red, green, blue

@@ -340,14 +340,15 @@ def ink_mask(pixels: np.ndarray) -> np.ndarray:
 @compiled
 def _are_ink(pixels: np.ndarray, density: np.ndarray) -> np.ndarray:
     """(n,) bool of (n, 3); all in float32, as the densities are."""
-    f, ink = np.float32, np.empty(len(pixels), np.bool_)
+    f, ink = np.float32, np.zeros(len(pixels), np.bool_)
     for i in range(len(pixels)):
         red, green, blue = density[pixels[i, 0]], density[pixels[i, 1]], density[pixels[i, 2]]
         total = red + green + blue
-        scale = max(total, f(1e-6))
-        red, green, blue = red / scale, green / scale, blue / scale
+        if total <= f(1):
+            continue  # too pale, as most are
+        red, green, blue = red / total, green / total, blue / total
         evenness = max(red, green, blue) - min(red, green, blue)
-        blue_or_green_ink = (red > f(1.2) * green and total > f(1)) or (red > green and total > f(2.5))  # tissue shines through: adds green
+        blue_or_green_ink = red > f(1.2) * green or (red > green and total > f(2.5))  # tissue shines through: it adds green
         black_ink = (evenness < f(0.08) and total > f(3.2)) or (evenness < f(0.125) and total > f(4))
         red_ink = red < f(0.12) and blue > f(0.36) and total > f(1.8)
         ink[i] = blue_or_green_ink or black_ink or red_ink
