@@ -126,7 +126,7 @@ def _add_rows(app: FastAPI, source: Source) -> None:
 
     @app.get("/picture/{row}")
     def picture(row: Number, size: Pixels) -> Response:
-        return Response(as_jpeg(read_sample(source.record(row), size_px=size)), media_type="image/jpeg")
+        return Response(as_jpeg(read_sample(source.sample(row), size_px=size)), media_type="image/jpeg")
 
     @app.get("/map/{layer}/{row}")
     def anomaly_map(layer: Number, row: Number, size: Pixels) -> Response:

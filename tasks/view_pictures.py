@@ -10,6 +10,7 @@ from storage.images import encode_jpeg
 from storage.slides import SlideReader, look_over, open_slide
 from storage.tiff_levels import UnreadableSlideError
 
+PICTURE_COLUMNS = ["uri", "frame", "sha256", "level", "x_px", "y_px", "width_px", "height_px", "transform"]  # what `read_sample` looks at
 TILE_PX = 512
 _OVERVIEW_PX = 2048
 _COARSEST_READ = 8  # a tile is reduced at most this much from the next finer level; below that from the overview

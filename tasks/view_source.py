@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -15,12 +16,13 @@ from storage.manifest import read_manifest
 from storage.models import BundleError, read_bundle
 from storage.scores import PENDING, SCORED, ScoreStore, list_stores, open_store
 from storage.slides import is_slide
-from tasks.view_pictures import deep_slide
+from tasks.samples import Row
+from tasks.view_pictures import PICTURE_COLUMNS, deep_slide
 from tasks.view_slides import ViewedSlide
 from tasks.view_table import SHOWN_COLUMNS, Columns, Layer, Rows, Table
 
 _LEAST_AGE_S = 2.0  # what was read more recently is not read again
-_ROWS_KEPT = 4096
+_SAMPLES_KEPT = 4096
 _SLIDES_KEPT = 4
 
 
@@ -30,14 +32,19 @@ class ManifestRows:
     def __init__(self, uri: str, digest: str) -> None:
         self._table = read_manifest(uri, digest=digest)
         self.digest = digest
+        self.parts: list[dict[str, Any]] = [{"first": 0}]
 
     def read_rows(self, first: int, stop: int) -> pd.DataFrame:
         """Rows [first, stop)."""
         return self._table.iloc[first:stop]
 
-    def iterate_rows(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    def read_part(self, part: int, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All rows: there is one part."""
+        return self._table[list(columns or self._table.columns)]
+
+    def iterate_rows(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
         """All rows at once."""
-        yield self._table[list(columns)]
+        yield self.read_part(0, columns=columns)
 
 
 class _Place(NamedTuple):
@@ -59,11 +66,11 @@ class Source:
         self.uri = uri
         self.name = filesystems.name_of(uri)
         self.table: Table
+        self._rows: Rows
         self._lock = threading.Lock()
-        self._rows: Rows | None = None
         self._layers: list[Layer] = []
         self._read_at = -np.inf
-        self._record = lru_cache(maxsize=_ROWS_KEPT)(self._read_record)
+        self._sample = lru_cache(maxsize=_SAMPLES_KEPT)(self._read_sample)
         self.refresh()
 
     def refresh(self) -> None:
@@ -74,10 +81,8 @@ class Source:
             rows, places = _look(self.uri)
             if not places:
                 raise ValueError(f"{self.uri} holds no scores yet; score it with `normascope score`")
-            if self._rows is None or rows.digest != self._rows.digest:
-                self._rows, columns = rows, Columns(rows.iterate_rows(list(SHOWN_COLUMNS)))
-            else:
-                columns = self.table.columns
+            columns = self.table.columns if self._layers and rows.digest == self._rows.digest else Columns(rows.iterate_rows(SHOWN_COLUMNS))
+            self._rows = rows
             known = {layer.store.uri: layer for layer in self._layers}
             fresh = [place for place in places if place.store_uri not in known]
             # versions keep their number, by which an open page asks for them
@@ -87,15 +92,14 @@ class Source:
             self._slides: dict[int, ViewedSlide] = {}
             self._read_at = time.monotonic()
 
-    def record(self, row: int) -> dict[Hashable, Any]:
-        """All that the manifest says of a row.
+    def sample(self, row: int) -> Row:
+        """What the manifest says of where a row's picture is.
 
         Raises:
             IndexError: no such row.
         """
-        if not 0 <= row < self.table.rows:
-            raise IndexError(f"there is no row {row}, the last is {self.table.rows - 1}")
-        return self._record(row)
+        self._check(row)
+        return self._sample(row)
 
     def describe_row(self, row: int) -> dict[str, Any]:
         """What the table shows of a row, and all that the manifest says of it.
@@ -103,7 +107,9 @@ class Source:
         Raises:
             IndexError: no such row.
         """
-        record = {name: None if pd.isna(value) else value for name, value in self.record(row).items()}
+        self._check(row)
+        [read] = self._rows.read_rows(row, row + 1).to_dict("records")
+        record = {str(name): None if pd.isna(value) else value for name, value in read.items()}
         [shown] = self.table.describe(np.array([row]))
         return {**shown, "manifest": record, "is_slide": record["frame"] is None and is_slide(str(record["uri"]))}
 
@@ -114,7 +120,7 @@ class Source:
             IndexError: no such row, or it belongs to no slide.
             UnreadableSlideError, OSError: the slide cannot be opened.
         """
-        record, table = self.record(row), self.table
+        record, table = self.sample(row), self.table
         rows = table.rows_of_slide(row)
         if not len(rows):
             raise IndexError(f"row {row} belongs to no slide")
@@ -128,13 +134,17 @@ class Source:
 
     def _read_rows(self, rows: np.ndarray) -> pd.DataFrame:
         """Rows of the manifest, read in runs."""
-        assert self._rows is not None
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return pd.concat([self._rows.read_rows(int(run[0]), int(run[-1]) + 1) for run in runs])
 
-    def _read_record(self, row: int) -> dict[Hashable, Any]:
-        assert self._rows is not None
-        return self._rows.read_rows(row, row + 1).to_dict("records")[0]
+    def _read_sample(self, row: int) -> Row:
+        # of a part with few columns: the samples of a page lie in as many parts, and a whole part takes four times as long
+        part = bisect_right([part["first"] for part in self._rows.parts], row) - 1
+        return cast(Row, self._rows.read_part(part, columns=PICTURE_COLUMNS).loc[row])
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < self.table.rows:
+            raise IndexError(f"there is no row {row}, the last is {self.table.rows - 1}")
 
 
 def _look(uri: str) -> tuple[Rows, list[_Place]]:

@@ -15,7 +15,7 @@ from methods.evaluation.calibration import Null, null_from_dict
 from storage.scores import FAILED, PENDING, SCORED, ScoreStore
 
 _TEXTS = ("split", "dataset", "subject_id", "slide_id", "finding")
-SHOWN_COLUMNS = ("sample_id", "label", *_TEXTS)
+SHOWN_COLUMNS = ["sample_id", "label", *_TEXTS]
 STATUS_NAMES = {PENDING: "pending", SCORED: "scored", FAILED: "failed"}
 _LABEL_NAMES = {0: "normal", 1: "abnormal", -1: "unknown"}
 _NONE = "none"
@@ -27,12 +27,16 @@ class Rows(Protocol):
     """What the manifest's rows are read through: an archive, or a pipeline's manifest."""
 
     digest: str
+    parts: list[dict[str, Any]]  # with the first row of each
 
     def read_rows(self, first: int, stop: int) -> pd.DataFrame:
-        """Rows [first, stop) with all columns of the manifest."""
+        """Rows [first, stop) with all columns of the manifest, their numbers as index."""
 
-    def iterate_rows(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        """All rows in order, some columns of them, part by part."""
+    def read_part(self, part: int, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The rows of a part, or some of their columns, row numbers as index."""
+
+    def iterate_rows(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """All rows part by part, or some of their columns."""
 
 
 class Query(BaseModel):

@@ -27,7 +27,7 @@ SHARD_ROWS, MAP_PX = 16, 8
 FAILED_ROW, REASON = 7, "truncated: the file ends after 12 of 400 bytes"
 SLIDE_PX, TILE_PX = 2048, 512
 GREY = 200
-HEAT_DOWNSAMPLE = 4
+HEAT_DOWNSAMPLE, HEAT = 4, 7.5
 
 
 def make_archive(folder: Path) -> Archive:
@@ -108,16 +108,16 @@ def _tiles_of(slide: Path) -> pd.DataFrame:
 
 
 def _write_heatmap(archive: Archive, sha256: str) -> None:
-    """Of the slide: scored 0 in its left half and 5 in its right half but for the lowest quarter, which has no score; one region."""
+    """Of the slide: scored 0 in its left half and HEAT in its right half but for the lowest quarter, which has no score; one region."""
     side = SLIDE_PX // HEAT_DOWNSAMPLE
     uri = heatmap_uri(archive.slides_uri("maps", 1), "slide 1", sha256)
     writer = HeatmapWriter(uri, shapes=[(side, side), (side // 2, side // 2)], dtype=np.dtype(np.float16))
     for level, size in enumerate((side, side // 2)):
         values = np.zeros((size, size), np.float16)
-        values[:, size // 2 :] = 5
+        values[:, size // 2 :] = HEAT
         values[3 * size // 4 :] = np.nan
         writer.write(level, 0, values)
-    writer.finish(name="slide 1", spacing_um=0.5, downsample=HEAT_DOWNSAMPLE, shown_from=1.0, attributes={"threshold": 1.0})
+    writer.finish(name="slide 1", spacing_um=0.5, downsample=HEAT_DOWNSAMPLE, window=(0.0, HEAT, 1.0), attributes={"threshold": 1.0})
     corners = np.array([(1024, 0), (1024, 1536), (2048, 1536), (2048, 0)])
-    region = Outline([corners], "Anomaly", (200, 0, 0), {"Area mm^2": 0.393, "Mean score": 5.0, "Max score": 5.0})
+    region = Outline([corners], "Anomaly", (200, 0, 0), {"Area mm^2": 0.393, "Mean score": HEAT, "Max score": HEAT})
     write_outlines(regions_uri(uri), [region])

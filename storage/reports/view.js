@@ -31,7 +31,7 @@ function read() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const number = (name, otherwise) => (/^\d+$/.test(given[name] ?? "") ? Number(given[name]) : otherwise);
   const sort = Math.min(number("sort", 0), archive.layers.length - 1);
-  const layers = (given.layers ?? String(sort)).split(".").map(Number).filter((layer) => archive.layers[layer]);
+  const layers = (given.layers ?? String(sort)).split(".").map(Number).filter((layer) => archive.layers[layer]).sort((a, b) => a - b);
   return {
     ...Object.fromEntries(FILTERS.map((name) => [name, given[name] ?? ""])),
     view: VIEWS.includes(given.view) ? given.view : "table",
@@ -63,7 +63,7 @@ async function show() {
   find("trouble").hidden = true;
   showControls(state);
   for (const view of VIEWS) find(`${view}-view`).hidden = view !== state.view;
-  find("filters").hidden = state.view !== "table";
+  document.body.dataset.view = state.view;
   if (stage && state.view !== "slide") { stage.close(); stage = null; }
   try {
     await { table: showTable, slides: showSlides, row: showRow, slide: showSlide }[state.view](state, isCurrent);
@@ -85,7 +85,7 @@ function fillFilters() {
   }
   let waiting;
   const apply = () => go({ ...Object.fromEntries(FILTERS.map((name) => [name, find("filters").elements[name].value.trim()])), offset: 0 });
-  find("filters").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 250); });
+  for (const kind of ["input", "change"]) find("filters").addEventListener(kind, () => { clearTimeout(waiting); waiting = setTimeout(apply, 250); });
   find("filters").addEventListener("submit", (event) => event.preventDefault());
   find("filters").addEventListener("reset", () => setTimeout(apply));
 }
@@ -330,6 +330,7 @@ async function showSlide(state, isCurrent) {
   await showHeat(state.sort);
 
   async function showHeat(layer) {
+    showControls({ ...state, layers: [layer] });
     const { heat, regions } = await get(`${address}/layer/${layer}`);
     if (!isCurrent()) return;
     find("heat-shows").textContent = `Above it: ${heat.shows}.`;

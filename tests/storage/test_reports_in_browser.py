@@ -1,6 +1,5 @@
 import io
 import json
-import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,14 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from storage.reports.page import DetectorResult, GallerySample, MetricRow, Report, SlideOverview, Threshold, render_html
+from tests.browsers import BROWSER_TEST, open_browser
 
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (shutil.which(CHROMIUM) and shutil.which(DRIVER)), reason="needs Debian's browser: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = BROWSER_TEST
 
 
 def make_report() -> Report:
@@ -52,18 +46,8 @@ def make_report() -> Report:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    quiet = ("background-networking", "component-update", "sync", "gpu", "quic", "dev-shm-usage")
-    for argument in ("headless", "no-sandbox", "no-first-run", "window-size=1400,1000", f"user-data-dir={profile}"):
-        options.add_argument(f"--{argument}")
-    for feature in quiet:
-        options.add_argument(f"--disable-{feature}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tests.archives import write_archive_pictures, write_manifest_of
 from tests.viewed import (
     FAILED_ROW,
     GREY,
+    HEAT,
     HEAT_DOWNSAMPLE,
     KEY,
     MAP_PX,
@@ -183,11 +184,11 @@ def test_heatmap_lies_over_the_slide_in_place_and_its_regions_are_listed(ask: As
     assert heat["pixel_px"] == HEAT_DOWNSAMPLE
     finest = ask(f"/slide/60/heat/0/{heat['levels'] - 1}/0/0").halves
     assert finest.shape == (512, 512)
-    assert (finest[0, 0], finest[0, -1]) == (0, 5)
+    assert (finest[0, 0], finest[0, -1]) == (0, HEAT)
     assert np.isnan(finest[-1]).all()
     [region] = layer["regions"]
     assert region["box"] == [1024, 0, 1024, 1536]
-    assert (region["area_mm2"], region["mean_score"], region["max_score"]) == (0.393, 5.0, 5.0)
+    assert (region["area_mm2"], region["mean_score"], region["max_score"]) == (0.393, HEAT, HEAT)
 
 
 def test_without_a_slide_map_the_scores_of_the_samples_are_laid_out(ask: Ask) -> None:
@@ -305,4 +306,4 @@ def test_refresh_takes_in_shards_rows_and_versions_that_came(tmp_path: Path, mon
     source.refresh()
     assert source.table.rows == ROWS + 4
     assert source.table.layers[0].counts() == {"pending": 4, "scored": ROWS - 1, "failed": 1}
-    assert source.record(ROWS + 3)["subject_id"] == "subject-00001"
+    assert source.describe_row(ROWS + 3)["manifest"]["subject_id"] == "subject-00001"
