@@ -80,7 +80,7 @@ def evaluate_store(
     tested, unscored = _choose_rows(rows, status, evaluation, store["uri"])
     labelled = rows[tested & rows["label"].notna().to_numpy()]
     scores, labels = opened.image_scores()[labelled.index], labelled["label"].to_numpy(int)
-    _check_labels(labelled, labels)
+    _check_labels(labels)
     cells = assign_cells(labelled)
     image_cells = count_scores(scores, labels, cells.names)
     names = pd.Series(None, rows.index, dtype=object)
@@ -210,9 +210,6 @@ def _choose_rows(rows: pd.DataFrame, status: np.ndarray, config: EvaluationConfi
     """Which rows are tested (N,), and how many of the split have no score, by why."""
     if len(status) != len(rows):
         raise ScoreStoreError(f"{uri} holds {len(status)} rows, the manifest {len(rows)}: these are the scores of another manifest")
-    repeated = rows["sample_id"][rows["sample_id"].duplicated()]
-    if len(repeated):
-        raise ValueError(f"{len(repeated)} sample_ids occur more than once, such as {repeated.iloc[0]}: a sample is counted once")
     split = ((rows["split"] == "test") & rows["excluded"].isna()).to_numpy()
     unscored = {"pending": int((split & (status != SCORED) & (status != FAILED)).sum()), "failed": int((split & (status == FAILED)).sum())}
     if unscored["pending"] and config.unscored == "refuse":
@@ -223,14 +220,12 @@ def _choose_rows(rows: pd.DataFrame, status: np.ndarray, config: EvaluationConfi
     return split & (status == SCORED), unscored
 
 
-def _check_labels(labelled: pd.DataFrame, labels: np.ndarray) -> None:
+def _check_labels(labels: np.ndarray) -> None:
     if len(np.unique(labels)) < 2:
         raise UndefinedMetricError(
             f"the test split has {int((labels == 0).sum())} normal and {int((labels == 1).sum())} abnormal samples with a score; "
             "metrics need both. Add abnormal pictures, or set paint to paint anomalies into some of the normal ones"
         )
-    if missing := int(labelled["subject_id"].isna().sum()):
-        raise ValueError(f"{missing} of {len(labelled)} test samples have no subject_id; intervals are over subjects")
 
 
 def _encode_values(measured: Measured) -> bytes:

@@ -84,7 +84,7 @@ def measure_subgroups(cells: Cells, image: SubjectCounts, pixel: SubjectCounts |
         for group in groups if len(groups) > 1 else []:
             chosen = (members == group).fillna(False).to_numpy(bool)
             if column == "finding":
-                chosen |= (table["label"] == 0).to_numpy(bool)
+                chosen = chosen | (table["label"] == 0).to_numpy(bool)
             found.append({"grouping": grouping, "group": str(group)} | _measure_group(cells, chosen, image, pixel, options))
     return found
 

@@ -109,10 +109,10 @@ def _pad(weights: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     """
     some = np.ascontiguousarray(weights[np.minimum(np.arange(_TOGETHER), len(weights) - 1)].T, dtype=float)
     totals = sums.T @ some
-    for name, total in zip(("normal", "abnormal"), totals, strict=True):
+    for name, total, of_all in zip(("normal", "abnormal"), totals, sums.sum(0), strict=True):
         if not (total > 0).all():
             found = f"normal items {sums[:, 0].sum():g}, abnormal items or regions {sums[:, 1].sum():g}"
-            where = "" if (weights == 1).all() else " in at least one replicate"
+            where = "" if not of_all else " in at least one replicate"
             raise UndefinedMetricError(f"the metric is undefined without {name} items{where} ({found})")
     return some, totals[0], totals[1]
 

@@ -229,7 +229,7 @@ def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> st
         names: all detectors of the report; a detector's place in it is its colour and mark.
         prefix: of the SVG's element ids, unique in the page.
     """
-    step = max(1.0, 0.42 * len(names))  # room for the marks of a line
+    step = max(1.0, 0.5 * len(names))  # room for the marks of a line
     heights, y, last = [], 0.0, ""
     for line in lines:
         y += 1.1 if line.grouping != last else 0
@@ -243,7 +243,7 @@ def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> st
             counted = line.counted if line.points else f"{line.counted}, undefined"
             axes.text(1.02, height, counted, transform=axes.get_yaxis_transform(), ha="left", va="center", color="#5b5f66")
             for place, name in enumerate(names):
-                _mark_interval(axes, line.points.get(name), height + step * (place - (len(names) - 1) / 2) / max(2, len(names)), place)
+                _mark_interval(axes, line.points.get(name), height + step * (place - (len(names) - 1) / 2) / (len(names) + 0.6), place)
         for line, height in zip(lines, heights, strict=True):
             if line.grouping and line is next(one for one in lines if one.grouping == line.grouping):
                 head = height - 0.5 * step - 0.35

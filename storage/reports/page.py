@@ -23,7 +23,7 @@ Level = Literal["image", "pixel"]
 _LEVELS: tuple[Level, ...] = ("image", "pixel")
 _COLUMNS = ("section", "detector", "level", "name", "group", "value", "low", "high", "sd", "method", "note")
 _COMPARED: dict[Level, tuple[str, ...]] = {
-    "image": ("AUROC", "average precision", "balanced accuracy"),
+    "image": ("AUROC", "average precision", "balanced accuracy", "sensitivity", "specificity"),
     "pixel": ("AUROC", "average precision", "AUPRO", "Dice"),
 }
 _OVERVIEW_PX = 768
@@ -271,6 +271,7 @@ def render_html(report: Report) -> str:
         tables=_tabulate_metrics(report.detectors),
         constant={(row.answer, row.level, row.name): row.value for row in report.constants},
         answers=list(dict.fromkeys(row.answer for row in report.constants)),
+        majority=_choose_constant(report.constants),
         differences=_tabulate_differences(report.differences),
         subgroups=[(one, _tabulate_subgroups(one)) for one in report.detectors if one.subgroups],
         forest=_draw_forest(report.detectors),
@@ -386,6 +387,12 @@ def _tabulate_metrics(detectors: list[DetectorResult]) -> dict[str, Any]:
     return {"levels": levels, "notes": notes}
 
 
+def _choose_constant(constants: list[ConstantRow]) -> str | None:
+    """The constant answer with the higher accuracy; the first where none has one."""
+    accuracy = {row.answer: row.value for row in constants if row.name == "accuracy"}
+    return max(accuracy, key=lambda answer: accuracy[answer]) if accuracy else next((row.answer for row in constants), None)
+
+
 def _tabulate_differences(rows: list[DifferenceRow]) -> dict[str, Any]:
     """The metrics that are compared on the page as columns, and one line a pair; the files hold all."""
     found = {(row.first, row.second, row.metric.level, row.metric.name): row.metric for row in rows}
@@ -397,8 +404,8 @@ def _tabulate_differences(rows: list[DifferenceRow]) -> dict[str, Any]:
 
 
 def _tabulate_subgroups(detector: DetectorResult) -> dict[str, Any]:
-    """One line a subgroup, its metrics in the columns that the whole split has."""
-    columns = [(row.level, row.name) for row in detector.metrics if row.method != "DeLong"]
+    """One line a subgroup, with those of the compared metrics that the whole split has; the files hold all."""
+    columns = [(row.level, row.name) for row in detector.metrics if row.name in _COMPARED[row.level]]
     lines = []
     for row in detector.subgroups:
         of_row = {(metric.level, metric.name): metric for metric in row.metrics}

@@ -14,13 +14,16 @@ from PIL import Image
 from storage.reports import figures
 from storage.reports.figures import LearningCurve, draw_samples
 from storage.reports.page import (
+    ConstantRow,
     CountRow,
     DetectorResult,
+    DifferenceRow,
     GallerySample,
     MetricRow,
     PValueRow,
     Report,
     SlideOverview,
+    SubgroupRow,
     Threshold,
     metrics_as_csv,
     metrics_as_json,
@@ -68,6 +71,12 @@ def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
         colour_range=(1.0, 4.0),
         p_values=[PValueRow("gamma", 0.05, 0.0625, 0.5), PValueRow("tail", None, None, None, "too few scores")],
         training_samples=draw_samples(["normal"], np.zeros((1, 8, 8, 3)), None, np.zeros((1, 8, 8))),
+        subgroups=[
+            SubgroupRow("site", "hand", 5, 7, 3, [MetricRow("image", "AUROC", 0.875, 0.75, 1.0, sd=0.0625, method="BCa")]),
+            SubgroupRow("site", "scalp", 2, 4, 0, [], "undefined without abnormal items"),
+        ],
+        reliability=[(8, 0.25, 2), (2, 0.75, 1)],
+        unscored={"pending": 0, "failed": 3},
     )
 
 
@@ -88,6 +97,13 @@ def make_report(**changes: object) -> Report:
         slides=[SlideOverview("slide-1", "p1", "test", "abnormal", "pen", 0.5, 6400, 4800, image, mask, maps)],
         n_subjects=11,
         n_resamples=2000,
+        constants=[
+            ConstantRow("everything normal", "image", "accuracy", 0.25),
+            ConstantRow("everything abnormal", "image", "accuracy", 0.75),
+            ConstantRow("everything abnormal", "image", "AUROC", 0.5),
+        ],
+        differences=[DifferenceRow("memory", "autoencoder", MetricRow("image", "AUROC", 0.375, 0.125, 0.5, method="BCa"))],
+        unpaired="third was measured on other samples.",
     )
     return dataclasses.replace(report, **changes)
 
@@ -220,6 +236,63 @@ def test_csv_holds_metrics_thresholds_and_counts():
     assert float(found["at threshold", "memory", "specificity"]["value"]) == 0.9
     assert float(found["p-value", "memory", "normal at 0.05"]["value"]) == 0.0625
     assert found["count", "", "test abnormal failed"]["note"] == "truncated"
+
+
+def section_of(page: str, name: str) -> str:
+    section = page[page.index(f'<section id="{name}">') :]
+    return section[: section.index("</section>")]
+
+
+def test_the_constant_answer_that_is_right_more_often_stands_beside_the_detectors_and_both_below_the_thresholds(html):
+    section = section_of(html, "metrics")
+    assert "Everything abnormal<small>constant answer</small>" in section
+    assert '<td class="constant">0.500</td>' in section
+    assert "Everything normal" not in section
+    below = section_of(html, "thresholds")
+    assert "calls everything normal" in below
+    assert "accuracy 0.750" in below
+    assert "<strong>memory</strong> has no score for 3 failed" in section
+
+
+def test_differences_are_shown_with_their_intervals_and_bold_where_these_leave_out_zero(html):
+    section = section_of(html, "differences")
+    assert "memory − autoencoder" in section
+    assert "<span class=value>+0.375</span>" in section
+    assert "[+0.125, +0.500]" in section
+    assert "third was measured on other samples." in section
+    assert 'id="differences"' not in render_html(make_report(differences=[], unpaired=""))
+
+
+def test_every_subgroup_has_its_n_and_no_number_where_its_metric_is_undefined(html):
+    section = section_of(html, "subgroups")
+    assert '<th scope="row">site: hand</th><td class="number">5</td><td class="number">7</td><td class="number">3</td>' in section
+    assert "0.875" in section
+    row = section[section.index("site: scalp") :]
+    assert "undefined without abnormal items" in row[: row.index("</tr>")]
+    assert "4 / 0, undefined" in section  # in the forest plot
+    with pytest.raises(ValueError, match="no metrics: say why"):
+        SubgroupRow("site", "hand", 5, 7, 3, [])
+
+
+def test_files_hold_subgroups_differences_constants_and_reliability():
+    rows = list(csv.DictReader(io.StringIO(metrics_as_csv(make_report()))))
+    found = {(row["section"], row["detector"], row["group"], row["name"]): row for row in rows}
+    auroc = found["subgroup", "memory", "site: hand", "AUROC"]
+    assert (float(auroc["value"]), float(auroc["sd"]), auroc["method"]) == (0.875, 0.0625, "BCa")
+    assert found["subgroup", "memory", "site: scalp", "abnormal samples"]["value"] == "0"
+    assert float(found["difference", "memory - autoencoder", "", "AUROC"]["low"]) == 0.125
+    assert float(found["constant answer", "everything normal", "", "accuracy"]["value"]) == 0.25
+    numbers = json.loads(metrics_as_json(make_report()))
+    assert numbers["differences"][0]["metric"]["value"] == 0.375
+    assert numbers["detectors"][0]["subgroups"][0]["group"] == "hand"
+    assert numbers["detectors"][0]["reliability"][1] == {"samples": 2, "mean_probability": 0.75, "abnormal": 1}
+    assert numbers["detectors"][0]["unscored"] == {"pending": 0, "failed": 3}
+
+
+def test_reliability_is_shown_of_probabilities_alone(html):
+    assert 'id="reliability"' in html
+    plain = [replace(detector, reliability=[]) for detector in make_report().detectors]
+    assert 'id="reliability"' not in render_html(make_report(detectors=plain))
 
 
 def test_json_keeps_numpy_scalars_as_exact_numbers():
