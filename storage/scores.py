@@ -10,7 +10,6 @@ touched. Higher scores are more anomalous; rows that could not be scored hold Na
 
 import hashlib
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -129,10 +128,12 @@ class ScoreStore:
             patience_s: how long a store that does not answer is asked again.
 
         Raises:
-            ScoreStoreError: a scored row lacks a finite score or map; nothing is written.
+            ScoreStoreError: a scored row lacks a finite score or map, a failure is of another shard; nothing is written.
             ConnectionError: the store did not answer in time; the shard is pending.
         """
         rows = self.rows_of(shard)
+        if len({failure.row for failure in failures} & set(rows)) != len(failures):
+            raise ScoreStoreError(f"shard {shard} is rows {rows.start} to {rows.stop - 1}: a failure is of another row, or given twice")
         status = np.full(len(rows), SCORED, np.uint8)
         status[[failure.row - rows.start for failure in failures]] = FAILED
         image = np.ascontiguousarray(image, np.float32)
@@ -171,19 +172,18 @@ class ScoreStore:
 
         These rows are final: whoever scores the shard copies them and computes the others.
         """
-        if not filesystems.exists(filesystems.join(self.uri, "status", "c", str(shard))):
-            return None  # asked of every shard: most were never written, and a listing of all records takes long
-        older = re.compile(rf"shard-{shard:08d}-(\d+)\.json")
-        counts = [int(found[1]) for name in self.list_files()["records"] if (found := older.fullmatch(name))]
-        rows = max((count for count in counts if count < len(self.rows_of(shard))), default=0)
-        if not rows:
-            return None
-        record = self._read_record(f"shard-{shard:08d}-{rows}.json")
-        first = self.rows_of(shard).start
-        content = {name: self.read_range(name, first, first + rows) for name in self.arrays}
-        if digests_of(content) != record["sha256"]:
-            return None
-        return Tail(content["image_score"], content.get("anomaly_map"), [Failure(**failure) for failure in record["failures"]])
+        first, stop = self.rows_of(shard).start, self.rows_of(shard).stop
+        for rows in reversed(self.attributes.get("grown_from", [])):
+            if not first < rows < stop:
+                continue
+            try:
+                record = self._read_record(f"shard-{shard:08d}-{rows - first}.json")
+            except FileNotFoundError:  # it grew again before this shard was written
+                continue
+            content = {name: self.read_range(name, first, rows) for name in self.arrays}
+            if digests_of(content) == record["sha256"]:
+                return Tail(content["image_score"], content.get("anomaly_map"), [Failure(**failure) for failure in record["failures"]])
+        return None
 
     def grow(self, rows: int, *, notes: dict[str, Any] | None = None) -> None:
         """Make room for more rows; only metadata is written. A last shard that was not full becomes pending (see `read_tail`).
@@ -207,7 +207,8 @@ class ScoreStore:
                 if array.shape[0] < rows:
                     array.resize((rows, *array.shape[1:]))
         metadata = json.loads(content)
-        metadata["attributes"] |= {**(notes or {}), "rows": rows}
+        grown_from = [*metadata["attributes"].get("grown_from", []), self.rows]  # where `read_tail` finds rows that are final
+        metadata["attributes"] |= {**(notes or {}), "rows": rows, "grown_from": grown_from}
         conditional.replace(uri, _encode(metadata), version)
         self._load()
 

@@ -151,6 +151,13 @@ def test_a_scored_row_without_a_finite_score_is_refused_and_nothing_is_done(stor
     assert store.pending_shards() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("rows", [[3], [8], [5, 5]])
+def test_a_failure_of_another_shard_or_given_twice_is_refused(store: ScoreStore, rows: list[int]) -> None:
+    image, maps = _content(store, 1)
+    with pytest.raises(ScoreStoreError, match="shard 1 is rows 4 to 7: a failure is of another row, or given twice"):
+        store.write_shard(1, image=image, maps=maps, failures=[Failure(row=row, sample_id="s", reason="torn") for row in rows])
+
+
 def test_a_shard_without_maps_is_refused_where_the_store_has_maps(store: ScoreStore) -> None:
     with pytest.raises(ScoreStoreError, match="holds no map"):
         store.write_shard(0, image=np.zeros(4, np.float32), maps=None, failures=[])
@@ -324,6 +331,16 @@ def test_the_old_rows_of_a_grown_shard_are_read_with_their_failures_however_ofte
         image[: len(tail.image)], maps[: len(tail.image)] = tail.image, tail.maps
         store.write_shard(2, image=image, maps=maps, failures=tail.failures)
         assert 2 not in store.pending_shards()
+
+
+def test_rows_that_were_final_two_growths_ago_are_read_although_the_shard_was_not_written_between(store: ScoreStore) -> None:
+    _fill(store)
+    store.grow(11)
+    store.grow(12)
+    tail = store.read_tail(2)
+    assert tail is not None
+    assert tail.image.tolist() == [8, 9]
+    assert store.read_tail(0) is None
 
 
 def test_old_rows_that_no_longer_are_what_was_written_are_computed_again(store: ScoreStore) -> None:
