@@ -61,7 +61,9 @@ class RegionTracer:
             threshold: from which on a score belongs to a region.
             least_px: regions of fewer pixels are left out.
         """
-        self._threshold, self._least_px = np.float32(threshold), least_px
+        nearest = np.float32(threshold)
+        self._threshold = nearest if float(nearest) >= threshold else np.nextafter(nearest, np.float32(np.inf))
+        self._least_px = least_px
         self._rows_seen = 0
         self._frontier = np.full(width_px, -1, np.int64)  # of the last row, the component of each pixel, or −1
         self._parent, self._area = np.empty(0, np.int64), np.empty(0, np.int64)  # of components that reached past a band

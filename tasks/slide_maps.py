@@ -60,7 +60,7 @@ class SlideReference(TypedDict):
 
 
 class SlideMapJob(TypedDict):
-    """All that is needed to make the map of one slide; without a threshold no regions are outlined."""
+    """All that is needed to make the map of one slide; without a threshold no anomalies are outlined."""
 
     slide: SlideReference
     rows: RowsReference
@@ -71,10 +71,10 @@ class SlideMapJob(TypedDict):
 
 
 class SlideMapReference(TypedDict):
-    """A heatmap, its regions where a threshold is known, and what is in them; `failed` tiles have no score."""
+    """A heatmap, its regions, and what is in them; `failed` tiles have no score."""
 
     uri: str
-    regions_uri: str | None
+    regions_uri: str
     slide_id: str
     made_from: str
     tiles: int
@@ -84,12 +84,13 @@ class SlideMapReference(TypedDict):
 
 
 class _Grid(NamedTuple):
-    """A slide's map: its size, its tiles', and pixels of the slide's level 0 along the side of one of its pixels."""
+    """A slide's map: its size, its tiles', and along the side of one of its pixels pixels of the slide's level 0, which has `slide_px`."""
 
     height_px: int
     width_px: int
     tile_px: int
     downsample: float
+    slide_px: tuple[int, int]
     spacing_um: float
 
     @property
@@ -112,8 +113,8 @@ def list_slides(rows: RowsReference) -> list[SlideReference]:
             if not keys[start]:
                 continue
             row = table.iloc[start]
-            reference = SlideReference(slide_id=row["slide_id"], uri=row["uri"], sha256=keys[start], spans=[])
-            spans = slides.setdefault(str(keys[start]), reference)["spans"]
+            reference = SlideReference(slide_id=row["slide_id"], uri=row["uri"], sha256=row["sha256"], spans=[])
+            spans = slides.setdefault(row["sha256"], reference)["spans"]
             if spans and spans[-1][1] == first_row + start:
                 spans[-1] = (spans[-1][0], first_row + stop)
             else:
@@ -176,7 +177,7 @@ def write_slide_map(job: SlideMapJob) -> SlideMapReference:
 
 def _refer(uri: str, found: dict[str, Any]) -> SlideMapReference:
     kept: dict[str, Any] = {name: found[name] for name in SlideMapReference.__annotations__ if name in found}
-    return SlideMapReference(uri=uri, regions_uri=None if found["threshold"] is None else regions_uri(uri), **kept)  # type: ignore[typeddict-item]
+    return SlideMapReference(uri=uri, regions_uri=regions_uri(uri), **kept)  # type: ignore[typeddict-item]
 
 
 def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -202,12 +203,10 @@ def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str
             anomalies.add(slab)
             if len(boxes):
                 gaps.add(_cover(boxes, top + start, slab))
-    window = (float(lowest), float(highest), float(lowest if threshold is None else threshold)) if len(scored) else (0.0, 1.0, 0.0)
     regions = anomalies.finish()
-    if threshold is not None:
-        found = (_outline(region, grid, *_ANOMALY, scores=True) for region in regions)
-        lost = (_outline(region, grid, *_NOT_SCORED, scores=False) for region in gaps.finish())
-        write_outlines(regions_uri(uri), chain(found, lost))
+    found = (_outline(region, grid, *_ANOMALY, scores=True) for region in regions)
+    lost = (_outline(region, grid, *_NOT_SCORED, scores=False) for region in gaps.finish())
+    write_outlines(regions_uri(uri), chain(found, lost))
     attributes = {
         **made_from,
         "slide_id": name,
@@ -221,6 +220,8 @@ def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str
         "regions": len(regions),
         "area_mm2": sum(region.area_px for region in regions) * grid.pixel_um2 / 1e6,
     }
+    lowest, highest = (lowest, highest) if lowest <= highest else (0, 1)  # nothing was scored
+    window = float(lowest), float(highest), float(lowest if threshold is None else threshold)
     writer.finish(name=name, spacing_um=grid.spacing_um, downsample=grid.downsample, window=window, attributes=attributes)
     logger.info("%s: %d tiles, %d failed, %d regions", name, len(tiles), len(failed), len(regions))
     return attributes
@@ -239,6 +240,7 @@ def _lay_grid(tiles: pd.DataFrame, slide: SlideReader, map_px: int) -> _Grid:
         width_px=-(-slide_width * map_px // int(width)),
         tile_px=map_px,
         downsample=int(width) / map_px * downsample,
+        slide_px=slide.level_dimensions[0],
         spacing_um=float(spacing_um) / downsample,
     )
 
@@ -291,7 +293,8 @@ def _outline(region: Region, grid: _Grid, name: str, color: tuple[int, int, int]
     measurements = {"Area mm^2": region.area_px * grid.pixel_um2 / 1e6}
     if scores:
         measurements |= {"Mean score": region.mean, "Max score": region.highest}
-    return Outline([ring * grid.downsample for ring in region.rings], name, color, measurements)
+    # the last pixels of the map reach beyond the slide
+    return Outline([np.minimum(ring * grid.downsample, grid.slide_px) for ring in region.rings], name, color, measurements)
 
 
 def _read_records(store: ScoreStore, slide: SlideReference) -> list[dict[str, Any]]:

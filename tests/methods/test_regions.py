@@ -102,3 +102,9 @@ def test_small_regions_are_left_out_wherever_they_end() -> None:
 
 def test_a_map_without_scores_has_no_region() -> None:
     assert trace(np.full((10, 10), np.nan), threshold=-1) == []
+
+
+def test_a_threshold_between_two_float32_is_kept() -> None:
+    value = np.float32(0.1)
+    assert trace(np.array([[value]]), threshold=float(value)) != []
+    assert trace(np.array([[value]]), threshold=float(value) + 1e-12) == []

@@ -13,7 +13,7 @@ from ome_zarr_models.v05.image import Image
 
 from storage.annotations import rasterise, read_annotations
 from storage.archives import append_manifest
-from storage.heatmaps import open_heatmap, regions_uri
+from storage.heatmaps import open_heatmap
 from storage.manifest import read_manifest, write_manifest
 from storage.scores import Failure, ScoreStore, create_store
 from storage.slides import write_pyramid
@@ -130,7 +130,6 @@ def test_regions_are_where_the_slide_is_painted_and_as_large(slide: Path) -> Non
     score(rows, str(slide.parent / "scores"))
     made = make(rows, slide.parent)
     assert made["regions"] == 2
-    assert made["regions_uri"] is not None
     painted = rasterise(read_annotations(made["regions_uri"]), width_px=WIDTH_PX, height_px=HEIGHT_PX, downsample=1)
     assert (painted & spotted()).sum() / (painted | spotted()).sum() > 0.9
     features = json.loads(Path(made["regions_uri"]).read_text())["features"]
@@ -148,7 +147,7 @@ def test_regions_are_exactly_the_thresholded_heatmap(slide: Path) -> None:
     made = make(rows, slide.parent, threshold=0.004)
     heatmap = open_heatmap(made["uri"])
     mask = heatmap.read(0, 0, 0, *heatmap.shape_of(0)) >= 0.004
-    found = rasterise(read_annotations(str(made["regions_uri"])), width_px=mask.shape[1], height_px=mask.shape[0], downsample=4)
+    found = rasterise(read_annotations(made["regions_uri"]), width_px=mask.shape[1], height_px=mask.shape[0], downsample=4)
     np.testing.assert_array_equal(found, mask)
     assert made["regions"] > 100
 
@@ -171,7 +170,7 @@ def test_glass_has_no_score_and_failed_tiles_are_told_apart(slide: Path) -> None
     assert np.isnan(values[128 : 128 + 32, 160 : 160 + 32]).all()
     assert np.isfinite(values[:128, 64:]).mean() > 0.9
     assert (made["failed"], made["tiles"]) == (1, len(table))
-    features = json.loads(Path(str(made["regions_uri"])).read_text())["features"]
+    features = json.loads(Path(made["regions_uri"]).read_text())["features"]
     [lost] = [feature for feature in features if feature["properties"]["classification"]["name"] == "Not scored"]
     assert lost["geometry"]["coordinates"] == [[[640, 512], [768, 512], [768, 640], [640, 640], [640, 512]]]
     assert lost["properties"]["measurements"] == {"Area mm^2": pytest.approx((0.128 * SPACING_UM) ** 2)}
@@ -214,12 +213,29 @@ def test_a_slide_that_is_not_scored_to_its_end_is_refused(slide: Path) -> None:
         make(rows, slide.parent)
 
 
-def test_without_a_threshold_no_regions_are_written(slide: Path) -> None:
+def test_without_a_threshold_only_what_was_not_scored_is_outlined(slide: Path) -> None:
     rows = write_rows(slide)
-    score(rows, str(slide.parent / "scores"))
+    score(rows, str(slide.parent / "scores"), failed=(3,))
     made = make(rows, slide.parent, threshold=None)
-    assert made["regions_uri"] is None
-    assert not Path(regions_uri(made["uri"])).exists()
+    assert made["regions"] == 0
+    assert [annotation.group for annotation in read_annotations(made["regions_uri"])] == ["Not scored"]
+
+
+def test_a_slide_of_which_nothing_was_scored_has_an_empty_map(slide: Path) -> None:
+    rows = write_rows(slide)
+    table = read_manifest(rows["uri"])
+    score(rows, str(slide.parent / "scores"), failed=tuple(range(len(table))))
+    made = make(rows, slide.parent)
+    heatmap = open_heatmap(made["uri"])
+    assert np.isnan(heatmap.read(0, 0, 0, *heatmap.shape_of(0))).all()
+    assert {annotation.group for annotation in read_annotations(made["regions_uri"])} == {"Not scored"}
+
+
+def test_outlines_end_at_the_slides_border(slide: Path) -> None:
+    rows = write_rows(slide, dense=True, spacing_um=0.8)  # pixels of 6.4 that do not divide the slide
+    score(rows, str(slide.parent / "scores"))
+    corners = np.concatenate([found.polygon for found in read_annotations(make(rows, slide.parent, threshold=-1)["regions_uri"])])
+    assert corners.max(0).tolist() == [WIDTH_PX, HEIGHT_PX]
 
 
 def test_tiles_of_two_sizes_are_refused_with_both(slide: Path) -> None:
