@@ -322,20 +322,21 @@ def _score_archive(
         from prefect.exceptions import CancelledRun
 
         from flows.score_archive import curate_rows, score_archive
+        from tasks.archive_groups import describe_summary
 
         if rows is None:
             configured, rows = curate_rows(Path(what))
             where = where if execution else configured
         where = where.model_copy(update={"workers": workers or where.workers})
+        cancelled = None
         try:
-            summary: Any = score_archive(archive, rows, models, scoring=scoring, execution=where)
+            for line in describe_summary(score_archive(archive, rows, models, scoring=scoring, execution=where)):
+                typer.echo(line)
         except CancelledRun as error:
-            typer.secho(f"cancelled: {error}", fg="red", err=True)
-            raise typer.Exit(_CANCELLED) from None
-        for done in summary["slots"]:
-            typer.echo(f"{done['slot']}: {done['scored']} scored, {done['failed']} failed of {done['samples']} samples: {done['uri']}")
-        seconds = summary["seconds"]
-        typer.echo(f"this run: {summary['rows']} images in {seconds:.1f} s, {summary['rows'] / seconds:.3g} images/s")
+            cancelled = str(error)
+    if cancelled is not None:  # only here: for _errors an exit is an error
+        typer.secho(f"cancelled: {cancelled}", fg="red", err=True)
+        raise typer.Exit(_CANCELLED)
 
 
 @contextmanager

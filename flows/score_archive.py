@@ -1,7 +1,6 @@
 """Manifest and trained models → an archive of scores, and the maps of its slides."""
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -18,7 +17,7 @@ from tasks.archive_slides import assemble_slides
 from tasks.cancel import watch_for_cancel
 from tasks.execution import ExecutionConfig, stop_executor
 from tasks.progress import publish_progress, show_progress
-from tasks.references import ModelReference, RowsReference
+from tasks.references import ArchiveSummary, ModelReference, RowsReference
 from tasks.slide_maps import SlideMapConfig
 
 
@@ -38,10 +37,10 @@ def score_archive(
     scoring: ArchiveScoringConfig = ArchiveScoringConfig(),
     slide_maps: SlideMapConfig = SlideMapConfig(),
     execution: ExecutionConfig = ExecutionConfig(),
-) -> Any:
+) -> ArchiveSummary:
     """Score what of the manifest an archive lacks, with every model by its slot; one run at a time works on an archive.
 
-    Returns an `ArchiveSummary`; of a run that was cancelled the state that says so.
+    Cancelled in the UI it stops its workers and ends as cancelled, which for who called it here is `CancelledRun`.
     """
     key = artifact_key(archive)
     with hold_lease(filesystems.join(archive, "lease.json"), {"run": flow_run.get_name()}) as lease:
@@ -58,5 +57,6 @@ def score_archive(
                 assemble_slides(work.archive, work.slots, slide_maps, execution=execution)
         show_failures(work.slots, key=f"failures-{key}")
         if cancelled.is_set():
-            return Cancelled(message=f"{bar.done:,} of {bar.total:,} images were done; the same command goes on from there")
+            message = f"{bar.done:,} of {bar.total:,} images were done; the same command goes on from there"
+            return Cancelled(message=message)  # type: ignore[return-value]
         return conclude(run)

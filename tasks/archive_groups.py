@@ -156,6 +156,13 @@ def conclude(scoring: Scoring) -> ArchiveSummary:
     return summary
 
 
+def describe_summary(summary: ArchiveSummary) -> Iterator[str]:
+    """Lines for the terminal."""
+    for slot in summary["slots"]:
+        yield f"{slot['slot']}: {slot['scored']} scored, {slot['failed']} failed of {slot['samples']} samples: {slot['uri']}"
+    yield f"this run: {summary['rows']} images in {summary['seconds']:.1f} s, {summary['rows'] / summary['seconds']:.3g} images/s"
+
+
 def artifact_key(uri: str) -> str:
     """Of small letters, digits and dashes, as Prefect asks for."""
     return re.sub(r"[^a-z0-9]+", "-", uri.rpartition("://")[2].lower()).strip("-")[-80:].strip("-")

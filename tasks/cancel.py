@@ -37,7 +37,6 @@ def watch_for_cancel(flow_run_id: str, stop: Callable[[], None]) -> Iterator[thr
                     logger.debug("whether the run is cancelled cannot be known: %s", error)
                     continue
                 if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                    logger.warning("the run was cancelled: its workers are stopped, what they finished is kept")
                     cancelled.set()
                     stop()
                     return

@@ -128,6 +128,7 @@ class _Cluster:
         self.config = config
         self.lock = threading.Lock()
         self.in_flight = 0  # calls of all threads
+        self._closing, self._closed = threading.Lock(), False
         self._local = None if config.kind == "address" else _start_local_cluster(config)
         self.address = config.address if self._local is None else self._local.scheduler_address
         try:
@@ -162,9 +163,13 @@ class _Cluster:
             self._local.scale(len(self._local.worker_spec))
 
     def close(self) -> None:
-        self.client.close()
-        if self._local is not None:
-            self._local.close()
+        """End it; of several threads that ask for it one does, and the others wait."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self.client.close()
+                if self._local is not None:
+                    self._local.close()
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,7 @@ def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
         "resources": {_PROCESS: 1, **config.resources},
         "host": "127.0.0.1",
         "dashboard": False,
-        "silence_logs": logging.WARNING,
+        "silence_logs": logging.CRITICAL,  # of what a worker says of its own end; what matters the nanny and the scheduler say here
     }
     workers = {number: {"cls": Nanny, "options": {**options, "env": env}} for number, env in enumerate(environments)}
     scheduler = {"host": "127.0.0.1", "dashboard": False, "allowed_failures": _ALLOWED_FAILURES}

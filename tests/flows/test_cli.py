@@ -24,7 +24,7 @@ HELP = {
     "run": ["curate, train, score, evaluate", "CONFIG.yaml", "--port"],
     "curate": ["find duplicates", "split by group", "the reason", "previews", "CONFIG.yaml"],
     "train": ["model bundle", "CONFIG.yaml"],
-    "score": ["score store", "CONFIG.yaml"],
+    "score": ["score store", "CONFIG.yaml", "MANIFEST.parquet", "--model", "--into", "--new-version", "same command again", "130"],
     "evaluate": ["metrics and the report", "cache", "CONFIG.yaml"],
     "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
     "search": ["cross-validation and a few anomalies", "not done again", "on the test split", "--study", "CONFIG.yaml"],
