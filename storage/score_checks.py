@@ -83,7 +83,7 @@ def _find_strays(store: ScoreStore, files: _Files) -> Iterator[Problem]:
 
 def _shard_of(path: str) -> int | None:
     """Of a chunk or a record; None for metadata."""
-    number = path.split("/")[1] if path.startswith("c/") else path[6:14] if path.startswith("shard-") else ""
+    number = path.split(".")[1] if path.startswith("c.") else path[6:14] if path.startswith("shard-") else ""
     return int(number) if number.isdigit() else None
 
 

@@ -32,6 +32,8 @@ PENDING, SCORED, FAILED = 0, 1, 2
 # float16 maps: bit shuffling before zstd halves them, at 180 MB/s on one core
 _MAP_CODEC = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 _CHUNK_BYTES = 1 << 20
+# all files of an array in one folder: servers that keep folders list them ten times as fast as a folder a shard
+_KEYS: Any = {"name": "default", "separator": "."}
 _SHARD_BYTES = 32 << 20
 _FEWEST_SHARD_ROWS, _MOST_SHARD_ROWS = 64, 1024
 _PATIENCE_S = 120
@@ -106,7 +108,7 @@ class ScoreStore:
         """Shards that are to be scored: never finished, grown since, or with a file gone. Only listings are read."""
         files = self.list_files()
         recorded = set(files.pop("records"))
-        written = set.intersection(*({int(path.split("/")[1]) for path in paths if path.startswith("c/")} for paths in files.values()))
+        written = set.intersection(*({int(path.split(".")[1]) for path in paths if path.startswith("c.")} for paths in files.values()))
         return [shard for shard in range(self.shard_count) if shard not in written or self.record_name(shard) not in recorded]
 
     def list_files(self) -> dict[str, dict[str, int]]:
@@ -161,7 +163,7 @@ class ScoreStore:
 
     def chunk_path(self, name: str, shard: int) -> str:
         """The file of a shard in the folder of an array."""
-        return "/".join(["c", str(shard), *["0"] * (self.arrays[name].ndim - 1)])
+        return ".".join(["c", str(shard), *["0"] * (self.arrays[name].ndim - 1)])
 
     def read_record(self, shard: int) -> dict[str, Any]:
         """Of a finished shard: rows [first, stop), scored, failed, failures, and by array sha256 of the values and bytes of the file."""
@@ -340,8 +342,9 @@ def _draw(rows: int, map_size_px: int | None, shard_rows: int, attributes: dict[
     """The metadata of an empty store by path, made by Zarr in memory, so that it can be put in place without deleting anything."""
     documents: dict[str, Any] = {}
     group = zarr.open_group(documents, mode="w", zarr_format=3, attributes=attributes)
-    group.create_array("image_score", shape=(rows,), chunks=(shard_rows,), dtype="float32", fill_value=np.nan, compressors=None)
-    group.create_array("status", shape=(rows,), chunks=(shard_rows,), dtype="uint8", fill_value=PENDING, compressors=None)
+    flat: Any = {"shape": (rows,), "chunks": (shard_rows,), "compressors": None, "chunk_key_encoding": _KEYS}
+    group.create_array("image_score", dtype="float32", fill_value=np.nan, **flat)
+    group.create_array("status", dtype="uint8", fill_value=PENDING, **flat)
     if map_size_px is not None:
         group.create_array(
             "anomaly_map",
@@ -351,6 +354,7 @@ def _draw(rows: int, map_size_px: int | None, shard_rows: int, attributes: dict[
             dtype="float16",
             fill_value=np.nan,
             compressors=_MAP_CODEC,
+            chunk_key_encoding=_KEYS,
         )
     return {path: buffer.to_bytes() for path, buffer in documents.items()}
 

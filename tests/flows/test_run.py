@@ -93,7 +93,7 @@ def test_a_deleted_output_is_made_again(pictures: Path) -> None:
     Path(report["html_uri"]).unlink()
     assert run_counting(config)[1] == {"write report": 1}
     (store,) = (Path(config.store) / "scores").iterdir()
-    (store / "anomaly_map" / "c" / "2" / "0" / "0").unlink()
+    (store / "anomaly_map" / "c.2.0.0").unlink()
     assert run_counting(config)[1] == {"score": 1}
     for uri, (image, maps) in arrays_of(config).items():
         np.testing.assert_array_equal(image, before[uri][0])

@@ -95,7 +95,7 @@ def test_a_finished_archive_is_known_without_prefect_and_a_lost_shard_is_found(
     before = files_of(archive / "scores")
     (slot,) = find_finished(str(archive), rows["digest"], {"ae": model}) or []
     assert slot.title == "ae v1"
-    lost = archive / "scores" / "ae" / "v1" / "anomaly_map" / "c" / "1" / "0" / "0"
+    lost = archive / "scores" / "ae" / "v1" / "anomaly_map" / "c.1.0.0"
     content = lost.read_bytes()
     lost.unlink()
     assert find_finished(str(archive), rows["digest"], {"ae": model}) is None
@@ -103,7 +103,7 @@ def test_a_finished_archive_is_known_without_prefect_and_a_lost_shard_is_found(
     assert lost.read_bytes() == content
     after = files_of(archive / "scores")
     assert {name for name in after if after[name] != before[name]} == {
-        name for name in before if name.split("/c/")[-1].split("/")[0] == "1" or "shard-00000001" in name
+        name for name in before if name.split("/c.")[-1].split(".")[0] == "1" or "shard-00000001" in name
     }
 
 

@@ -258,5 +258,5 @@ def test_bytes_manifest_bundle_and_scores_live_on_s3(bucket: str) -> None:
     reopened = open_store(uri, expected={"model_digest": "m"})
     np.testing.assert_array_equal(reopened.read_maps(range(2, 4)), maps)
     assert reopened.failures()["reason"].tolist() == ["torn"]
-    fsspec.filesystem("s3", skip_instance_cache=True).rm("archive/scores/anomaly_map/c/1/0/0")
+    fsspec.filesystem("s3", skip_instance_cache=True).rm("archive/scores/anomaly_map/c.1.0.0")
     assert store.pending_shards() == [0, 1, 2]

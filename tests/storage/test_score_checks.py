@@ -60,12 +60,12 @@ def edit(path: Path, **changed: object) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], None], str, bool]] = {
-    "a flipped bit in a map": ("anomaly_map/c/1/0/0", flip, "anomaly_map/c/1/0/0 (cannot be decoded|holds other values)", False),
-    "a flipped bit in a score": ("image_score/c/1", flip, "image_score/c/1 holds other values than were written", False),
-    "a flipped bit in a status": ("status/c/1", flip, "status/c/1 holds other values than were written", False),
-    "a torn shard": ("anomaly_map/c/1/0/0", truncate, r"anomaly_map/c/1/0/0 holds \d+ bytes where \d+ were written: torn", True),
-    "an empty shard": ("image_score/c/1", lambda path: path.write_bytes(b""), "image_score/c/1 holds 0 bytes where 16 were written", True),
-    "a missing shard": ("anomaly_map/c/1/0/0", Path.unlink, "anomaly_map/c/1/0/0 is missing", True),
+    "a flipped bit in a map": ("anomaly_map/c.1.0.0", flip, "anomaly_map/c.1.0.0 (cannot be decoded|holds other values)", False),
+    "a flipped bit in a score": ("image_score/c.1", flip, "image_score/c.1 holds other values than were written", False),
+    "a flipped bit in a status": ("status/c.1", flip, "status/c.1 holds other values than were written", False),
+    "a torn shard": ("anomaly_map/c.1.0.0", truncate, r"anomaly_map/c.1.0.0 holds \d+ bytes where \d+ were written: torn", True),
+    "an empty shard": ("image_score/c.1", lambda path: path.write_bytes(b""), "image_score/c.1 holds 0 bytes where 16 were written", True),
+    "a missing shard": ("anomaly_map/c.1.0.0", Path.unlink, "anomaly_map/c.1.0.0 is missing", True),
     "a missing record": ("records/shard-00000001.json", Path.unlink, "has files and no record of its rows", True),
     "a torn record": ("records/shard-00000001.json", truncate, "its record cannot be read", True),
     "a record of nothing": ("records/shard-00000001.json", lambda path: path.write_text("{}"), "its record cannot be read .KeyError", True),
@@ -129,8 +129,8 @@ def test_the_old_record_of_a_grown_shard_is_no_problem(store: ScoreStore) -> Non
 
 
 def test_files_of_shards_that_are_not_the_stores_are_named(store: ScoreStore) -> None:
-    (Path(store.uri) / "image_score/c/7").write_bytes(bytes(16))
-    assert problems_of(store) == ["image_score/c/7: the store has no shard 7: it ends with 2"]
+    (Path(store.uri) / "image_score/c.7").write_bytes(bytes(16))
+    assert problems_of(store) == ["image_score/c.7: the store has no shard 7: it ends with 2"]
 
 
 def test_arrays_that_are_cut_otherwise_are_named(store: ScoreStore) -> None:

@@ -86,7 +86,7 @@ def test_a_shard_without_a_record_is_pending_although_its_maps_are_there(
             patch.setattr(zarr.Array, "__setitem__", _setitem_that_kills_at(killed_at))
         with pytest.raises(_Killed):
             _write(store, 1)
-    assert (Path(store.uri) / "anomaly_map/c/1/0/0").is_file()
+    assert (Path(store.uri) / "anomaly_map/c.1.0.0").is_file()
     reopened = open_store(store.uri)
     assert reopened.pending_shards() == [0, 1, 2]
     assert reopened.status().tolist() == [PENDING] * ROWS
@@ -109,7 +109,7 @@ def _setitem_that_kills_at(name: str) -> Any:
     return setitem
 
 
-@pytest.mark.parametrize("name", ["anomaly_map/c/1/0/0", "image_score/c/1", "status/c/1", "records/shard-00000001.json"])
+@pytest.mark.parametrize("name", ["anomaly_map/c.1.0.0", "image_score/c.1", "status/c.1", "records/shard-00000001.json"])
 def test_a_deleted_file_makes_its_shard_pending_again(store: ScoreStore, name: str) -> None:
     for shard in range(store.shard_count):
         _write(store, shard)
@@ -244,7 +244,7 @@ def test_reading_one_map_decodes_one_chunk_and_not_the_shard(tmp_path: Path) -> 
     rng = np.random.default_rng(0)
     maps = rng.random((16, 256, 256), np.float32).astype(np.float16)
     store.write_shard(0, image=np.zeros(16, np.float32), maps=maps, failures=[])
-    path = Path(store.uri) / "anomaly_map/c/0/0/0"
+    path = Path(store.uri) / "anomaly_map/c.0.0.0"
     content = bytearray(path.read_bytes())
     start = len(content) // 4  # in the first of the two chunks
     content[start : start + 4096] = bytes(4096)
@@ -266,7 +266,7 @@ def test_a_record_says_what_was_written(store: ScoreStore) -> None:
         "status": hashlib.sha256(bytes([SCORED, FAILED])).hexdigest(),
         "anomaly_map": hashlib.sha256(maps.tobytes()).hexdigest(),
     }
-    assert record["bytes"]["anomaly_map"] == (Path(store.uri) / "anomaly_map/c/2/0/0").stat().st_size
+    assert record["bytes"]["anomaly_map"] == (Path(store.uri) / "anomaly_map/c.2.0.0").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_a_grown_store_keeps_its_files_and_only_the_last_shard_is_done_again(sto
     assert grown.read_maps(range(17))[:, 0, 0].tolist() == grown.image_scores().tolist() == list(range(17))
     after = _files(grown)
     assert {path for path in before if after[path] != before[path]} == {
-        str(Path(store.uri) / name) for name in ("anomaly_map/c/2/0/0", "image_score/c/2", "status/c/2")
+        str(Path(store.uri) / name) for name in ("anomaly_map/c.2.0.0", "image_score/c.2", "status/c.2")
     }
 
 
@@ -346,7 +346,7 @@ def test_rows_that_were_final_two_growths_ago_are_read_although_the_shard_was_no
 def test_old_rows_that_no_longer_are_what_was_written_are_computed_again(store: ScoreStore) -> None:
     _fill(store)
     store.grow(12)
-    (Path(store.uri) / "image_score/c/2").write_bytes(np.float32([8, 7, np.nan, np.nan]).tobytes())
+    (Path(store.uri) / "image_score/c.2").write_bytes(np.float32([8, 7, np.nan, np.nan]).tobytes())
     assert store.read_tail(2) is None
 
 

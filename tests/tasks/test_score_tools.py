@@ -110,9 +110,9 @@ def test_a_quick_look_says_what_it_did_not_look_at(archive: Archive) -> None:
 
 
 def test_one_slot_is_looked_at_where_one_is_named(archive: Archive) -> None:
-    Path(archive.scores_uri("ae", 1), "status/c/1").unlink()
+    Path(archive.scores_uri("ae", 1), "status/c.1").unlink()
     assert problems_of(archive.uri, slots=("patchcore",)) == []
-    assert problems_of(archive.uri) == ["ae v1, shard 1 (rows 4 to 7): status/c/1 is missing"]
+    assert problems_of(archive.uri) == ["ae v1, shard 1 (rows 4 to 7): status/c.1 is missing"]
     with pytest.raises(ArchiveError, match="no scores of vae; there are ae, patchcore"):
         verify_archive(archive.uri, slots=("vae",))
 
@@ -270,7 +270,7 @@ def test_an_archive_in_a_bucket_is_verified_and_exported_to_it(bucket: str) -> N
     assert problems_of(archive.uri) == []
     export_archive(archive.uri, f"{bucket}/scores.parquet")
     assert filesystems.read_table(f"{bucket}/scores.parquet")["p_conformal"].notna().sum() == ROWS - 1
-    chunk = f"{store.uri}/anomaly_map/c/1/0/0"
+    chunk = f"{store.uri}/anomaly_map/c.1.0.0"
     filesystems.write_bytes(chunk, filesystems.read_bytes(chunk)[:-1])
     [problem] = problems_of(archive.uri)
-    assert problem.startswith("ae v1, shard 1 (rows 4 to 7): anomaly_map/c/1/0/0 holds")
+    assert problem.startswith("ae v1, shard 1 (rows 4 to 7): anomaly_map/c.1.0.0 holds")
