@@ -1,5 +1,6 @@
 """From a row of the manifest to the pixels a detector sees."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -166,7 +167,13 @@ def _cut_mask(row: Row, size_px: int) -> np.ndarray:
         left, top, side = (length * downsample for length in (x, y, width))
         return draw_region(row["mask_uri"], row["mask_sha256"], x_px=left, y_px=top, side_px=side, size_px=size_px)
     columns, rows = (slice(round(first * downsample), round((first + length) * downsample)) for first, length in ((x, width), (y, height)))
-    return _mask(row["mask_uri"], row["mask_sha256"])[rows, columns]
+    mask = _mask(row["mask_uri"], row["mask_sha256"])
+    if mask.shape[0] < rows.stop - math.ceil(downsample) or mask.shape[1] < columns.stop - math.ceil(downsample):  # an edge is rounded
+        raise ValueError(
+            f"the mask {row['mask_uri']} has {mask.shape[1]} × {mask.shape[0]} px, its sample reaches to {columns.stop} × {rows.stop}: "
+            "curate again if the mask has changed"
+        )
+    return mask[rows, columns]
 
 
 def _text(row: Row, name: str) -> str | None:
