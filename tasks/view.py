@@ -23,7 +23,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from storage import reports
+from storage.archives import ArchiveError
+from storage.heatmaps import HeatmapError
 from storage.images import UnreadableImageError
+from storage.scores import ScoreStoreError
 from storage.tiff_levels import UnreadableSlideError
 from tasks.samples import read_sample
 from tasks.view_pictures import as_halves, as_jpeg
@@ -41,6 +44,7 @@ _FILES = {
 }
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _PICTURE_PX = 1024
+_SLIDES_LISTED = 1000
 _COLOURS = np.round(255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)  # as in reports
 _HEADERS = {
     # OpenSeadragon decodes tiles in a worker that it makes from a blob, and adds the style with this digest
@@ -71,11 +75,11 @@ def serve(archive_uri: str, port: int | None, *, announce: Callable[[str], None]
         ValueError: nothing to look at there.
         OSError: the port is taken.
     """
-    source = Source(archive_uri)
     key = secrets.token_urlsafe(16)
+    app = make_app(Source(archive_uri), key=key)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2)
     with _listen(port) as listening:
         announce(f"http://127.0.0.1:{listening.getsockname()[1]}/?key={key}")
-        config = uvicorn.Config(make_app(source, key=key), log_level="warning", access_log=False, server_header=False)
         uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -85,7 +89,7 @@ def make_app(source: Source, *, key: str) -> ASGIApp:
     _add_page(app, source)
     _add_rows(app, source)
     _add_slides(app, source)
-    for kind in (IndexError, OSError, UnreadableImageError, UnreadableSlideError):
+    for kind in (IndexError, OSError, UnreadableImageError, UnreadableSlideError, ArchiveError, ScoreStoreError, HeatmapError):
         app.add_exception_handler(kind, lambda _, error: PlainTextResponse(str(error), 404))
     return Guard(app, key=key)
 
@@ -117,8 +121,9 @@ def _add_rows(app: FastAPI, source: Source) -> None:
         return {"matching": matching, "rows": rows}
 
     @app.get("/slides")
-    def list_slides(layer: Layered = 0) -> list[dict[str, Any]]:
-        return source.table.slides(layer)
+    def list_slides(layer: Layered = 0) -> dict[str, Any]:
+        slides = source.table.slides(layer)
+        return {"slides": len(slides), "highest": slides[:_SLIDES_LISTED]}
 
     @app.get("/row/{row}")
     def describe_row(row: Number) -> dict[str, Any]:
@@ -174,21 +179,24 @@ class Guard:
         await (self._refuse(Request(scope)) or self._app)(scope, receive, send_guarded)
 
     def _refuse(self, request: Request) -> Response | None:
-        host = request.headers.get("host", "").rpartition(":")
-        name = host[0] if host[0] and host[2].isdecimal() else request.headers.get("host", "")
-        if name not in _LOOPBACK_NAMES:
+        host = request.headers.get("host", "")
+        name, _, port = host.rpartition(":")
+        if host not in _LOOPBACK_NAMES and not (name in _LOOPBACK_NAMES and port.isdecimal()):
             return PlainTextResponse("this page answers to 127.0.0.1 and localhost only", 421)
         if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return PlainTextResponse("this page answers no other page", 403)
+            return PlainTextResponse("this page answers no other page: paste its address into the address bar", 403)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only reads", 405, {"Allow": "GET, HEAD"})
-        if request.url.path == "/" and secrets.compare_digest(request.query_params.get("key", "").encode(), self._key.encode()):
+        if request.scope["path"] == "/" and self._is_key(request.query_params.get("key", "")):
             entered = RedirectResponse("/", 303)
             entered.set_cookie(self._cookie, self._key, httponly=True, samesite="strict")
             return entered
-        if not secrets.compare_digest(request.cookies.get(self._cookie, "").encode(), self._key.encode()):
+        if not self._is_key(request.cookies.get(self._cookie, "")):
             return PlainTextResponse("open the whole address that `normascope view` printed, with its key", 403)
         return None
+
+    def _is_key(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self._key.encode())
 
 
 def _halves(values: np.ndarray, *, size_px: int | None = None) -> Response:
@@ -204,6 +212,7 @@ def _listen(port: int | None) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", candidate))
+            listening.listen()
         except OSError:
             listening.close()
             if candidate != DEFAULT_PORT or port is not None:

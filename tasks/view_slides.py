@@ -1,111 +1,85 @@
 """A slide as the page shows it: its pixels in deep-zoom tiles, and over them what a detector says of it."""
 
 import threading
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from storage import filesystems
-from storage.heatmaps import Heatmap, open_heatmap, read_attributes
+from storage.heatmaps import open_heatmap, read_attributes
 from storage.slides import SlideReader
 from tasks.view_pictures import TILE_PX, DeepSlide
 from tasks.view_table import Layer
 
 _LONGER_PX = 2048  # of a heatmap that is put together here
-_MOST_MAPS = 2048  # of a slide's samples with more of them the scores are shown instead of the maps: reading those takes minutes
+_MOST_MAPS = 2048  # of a slide with more samples the scores are shown: to read so many maps takes minutes
 _MEASUREMENTS = {"area_mm2": "Area mm^2", "mean_score": "Mean score", "max_score": "Max score"}  # as they stand in the GeoJSON
 
 
-class Heat(Protocol):
-    """Scores in a slide's coordinates, in tiles at every power of two; level 0 is the coarsest."""
+@dataclass(frozen=True)
+class Heat:
+    """Scores in a slide's coordinates, from the slide's upper left corner on.
+
+    Attributes:
+        shows: what was put together, for people.
+        shapes: height and width of each level, the finest first; each has half the size of the one before, rounded up.
+        pixel_px: pixels of the slide's level 0 along the side of one of the finest level.
+        read: level, y, x, height and width → (height, width) float, NaN where nothing was scored.
+    """
+
+    shows: str
+    shapes: list[tuple[int, int]]
+    pixel_px: float
+    read: Callable[[int, int, int, int, int], np.ndarray]
 
     def describe(self) -> dict[str, Any]:
-        """What it shows, width_px and height_px of its finest level, levels, tile_px, and pixel_px: how many
-        of the slide's pixels one of its spans; both begin at the same corner.
-        """
+        """What the page needs to ask for tiles and to lay them over the slide."""
+        (height_px, width_px), levels = self.shapes[0], len(self.shapes)
+        sizes = {"width_px": width_px, "height_px": height_px, "levels": levels, "tile_px": TILE_PX, "pixel_px": self.pixel_px}
+        return {"shows": self.shows, **sizes}
 
     def tile(self, level: int, column: int, row: int) -> np.ndarray:
-        """One tile, (h, w) float, NaN where nothing was scored.
+        """One tile, (h, w) float, smaller than `TILE_PX` at the right and lower edge; level 0 is the coarsest.
 
         Raises:
             IndexError: no such tile.
         """
-
-
-class StoredHeat:
-    """A slide's heatmap as it was assembled after scoring."""
-
-    def __init__(self, heatmap: Heatmap) -> None:
-        self._heatmap = heatmap
-
-    def describe(self) -> dict[str, Any]:
-        """See `Heat`."""
-        height_px, width_px = self._heatmap.shape_of(0)
-        return {
-            "shows": "heatmap of the slide",
-            "width_px": width_px,
-            "height_px": height_px,
-            "levels": self._heatmap.levels,
-            "tile_px": TILE_PX,
-            "pixel_px": self._heatmap.downsample_of(0),
-        }
-
-    def tile(self, level: int, column: int, row: int) -> np.ndarray:
-        """See `Heat`."""
-        finer = self._heatmap.levels - 1 - level
-        if not 0 <= finer < self._heatmap.levels:
-            raise IndexError(f"no level {level}")
-        height_px, width_px = self._heatmap.shape_of(finer)
         x, y = column * TILE_PX, row * TILE_PX
+        height_px, width_px = self.shapes[-1 - level] if level < len(self.shapes) else (0, 0)
         if x >= width_px or y >= height_px:
             raise IndexError(f"no tile in column {column} and row {row} of level {level}")
-        return self._heatmap.read(finer, y, x, min(TILE_PX, height_px - y), min(TILE_PX, width_px - x))
+        return self.read(len(self.shapes) - 1 - level, y, x, min(TILE_PX, height_px - y), min(TILE_PX, width_px - x))
 
 
-class ComposedHeat:
+def open_heat(uri: str) -> Heat:
+    """The heatmap of a slide that was assembled after scoring."""
+    heatmap = open_heatmap(uri)
+    shapes = [heatmap.shape_of(level) for level in range(heatmap.levels)]
+    return Heat("heatmap of the slide", shapes, heatmap.downsample_of(0), heatmap.read)
+
+
+def compose_heat(reader: SlideReader, layer: Layer, samples: pd.DataFrame) -> Heat:
     """From the samples of a slide: their maps, or, where there are none or too many, their scores; the highest where samples overlap."""
-
-    def __init__(self, reader: SlideReader, layer: Layer, samples: pd.DataFrame) -> None:
-        rows = samples.index.to_numpy()
-        self._shows = "maps of its samples" if layer.store.map_size_px and len(rows) <= _MOST_MAPS else "scores of its samples"
-        self._pixel_px = max(1.0, max(reader.width_px, reader.height_px) / _LONGER_PX)
-        size = [max(1, round(side / self._pixel_px)) for side in (reader.height_px, reader.width_px)]
-        self._values = np.full(size, np.nan, np.float32)
-        downsamples = np.asarray(reader.level_downsamples)[samples["level"]]
-        boxes = samples[["x_px", "y_px", "width_px", "height_px"]].to_numpy(float) * downsamples[:, None]
-        boxes[:, 2:] += boxes[:, :2]
-        corners = np.clip((boxes / self._pixel_px).round().astype(int), 0, [size[1], size[0]] * 2)
-        scored = ~np.isnan(layer.score[rows])
-        for row, (x0, y0, x1, y1) in zip(rows[scored].tolist(), corners[scored].tolist(), strict=True):
-            place = np.s_[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
-            here = self._values[place]
-            if not here.size:
-                continue
-            values: Any = layer.score[row]
-            if self._shows.startswith("maps"):
-                values = np.asarray(Image.fromarray(layer.read_map(row)).resize(here.shape[::-1], Image.Resampling.BOX))
-            self._values[place] = np.fmax(here, values)
-
-    def describe(self) -> dict[str, Any]:
-        """See `Heat`."""
-        height_px, width_px = self._values.shape
-        return {
-            "shows": self._shows,
-            "width_px": width_px,
-            "height_px": height_px,
-            "levels": 1,
-            "tile_px": TILE_PX,
-            "pixel_px": self._pixel_px,
-        }
-
-    def tile(self, level: int, column: int, row: int) -> np.ndarray:
-        """See `Heat`."""
-        found = self._values[row * TILE_PX : (row + 1) * TILE_PX, column * TILE_PX : (column + 1) * TILE_PX]
-        if level or not found.size:
-            raise IndexError(f"no tile in column {column} and row {row} of level {level}")
-        return found
+    rows = samples.index.to_numpy()
+    has_maps = layer.store.map_size_px is not None and len(rows) <= _MOST_MAPS
+    pixel_px = max(1.0, max(reader.width_px, reader.height_px) / _LONGER_PX)
+    height_px, width_px = (max(1, round(side / pixel_px)) for side in (reader.height_px, reader.width_px))
+    heat = np.full((height_px, width_px), np.nan, np.float32)
+    downsamples = np.asarray(reader.level_downsamples)[samples["level"]]
+    boxes = samples[["x_px", "y_px", "width_px", "height_px"]].to_numpy(float) * downsamples[:, None] / pixel_px
+    boxes[:, 2:] += boxes[:, :2]
+    scored = ~np.isnan(layer.score[rows])
+    for row, (x0, y0, x1, y1) in zip(rows[scored].tolist(), boxes[scored].round().astype(int).tolist(), strict=True):
+        here = heat[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
+        if here.size:
+            one = layer.read_map(row) if has_maps else layer.score[row : row + 1, None]
+            np.fmax(here, np.asarray(Image.fromarray(one).resize(here.shape[::-1], Image.Resampling.BOX)), out=here)
+    shows = "maps of its samples" if has_maps else "scores of its samples"
+    return Heat(shows, [heat.shape], pixel_px, lambda _, y, x, height, width: heat[y : y + height, x : x + width])
 
 
 class ViewedSlide:
@@ -123,7 +97,7 @@ class ViewedSlide:
         self._lock = threading.Lock()
 
     def describe(self) -> dict[str, Any]:
-        """Geometry of the slide and of each layer's heatmap, in pixels of level 0."""
+        """Its size and spacing, and how its tiles are asked for."""
         reader, first = self.pixels.reader, self._samples.iloc[0]
         spacing_um = None if pd.isna(first["spacing_um"]) else first["spacing_um"] / reader.level_downsamples[int(first["level"])]
         return {
@@ -151,9 +125,10 @@ class ViewedSlide:
         with self._lock:
             if layer not in self._heats:
                 uri = self._heatmap_uri(layer)
-                stored = uri is not None and read_attributes(uri) is not None
-                composed = ComposedHeat(self.pixels.reader, self._layers[layer], self._samples) if not stored else None
-                self._heats[layer] = composed or StoredHeat(open_heatmap(str(uri)))
+                is_there = uri is not None and read_attributes(uri) is not None
+                self._heats[layer] = (
+                    open_heat(str(uri)) if is_there else compose_heat(self.pixels.reader, self._layers[layer], self._samples)
+                )
             return self._heats[layer]
 
     def regions(self, layer: int) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from storage.archives import open_archive
 from storage.manifest import read_manifest
 from storage.models import BundleError, read_bundle
 from storage.scores import PENDING, SCORED, ScoreStore, list_stores, open_store
-from storage.slides import is_slide
 from tasks.samples import Row
 from tasks.view_pictures import PICTURE_COLUMNS, deep_slide
 from tasks.view_slides import ViewedSlide
@@ -63,8 +62,8 @@ class Source:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.name = filesystems.name_of(uri)
+        self.uri = filesystems.absolute(uri)
+        self.name = filesystems.name_of(self.uri)
         self.table: Table
         self._rows: Rows
         self._lock = threading.Lock()
@@ -111,7 +110,7 @@ class Source:
         [read] = self._rows.read_rows(row, row + 1).to_dict("records")
         record = {str(name): None if pd.isna(value) else value for name, value in read.items()}
         [shown] = self.table.describe(np.array([row]))
-        return {**shown, "manifest": record, "is_slide": record["frame"] is None and is_slide(str(record["uri"]))}
+        return {**shown, "manifest": record}
 
     def slide(self, row: int) -> ViewedSlide:
         """The slide that a row belongs to.

@@ -14,12 +14,13 @@ from storage import filesystems
 from storage.archives import Archive, append_manifest
 from storage.heatmaps import HeatmapWriter, Outline, write_outlines
 from storage.manifest import read_manifest, sample_id, write_named
+from storage.models import Bundle, write_bundle
 from storage.scores import Failure, create_store
 from storage.slides import write_pyramid
 from tasks.slide_maps import heatmap_uri, regions_uri
 from tasks.view import make_app
 from tasks.view_source import Source
-from tests.archives import write_archive_pictures, write_manifest_of, write_small_bundle
+from tests.archives import write_archive_pictures, write_manifest_of
 
 KEY = "a-key-of-this-test"
 PICTURES, TILES = 60, 16
@@ -27,6 +28,14 @@ SHARD_ROWS, MAP_PX = 16, 8
 FAILED_ROW, REASON = 7, "truncated: the file ends after 12 of 400 bytes"
 SLIDE_PX, TILE_PX = 2048, 512
 GREY = 200
+NORMAL_SCORES = (1.0, 2.0, 3.0, 4.0)
+_POINT = {"split": "validation", "value": 4.5, "rule": "largest Youden index", "detail": ""}
+CARD = {
+    "calibration": {
+        "nulls": [{"kind": "gamma", "why_none": "too few"}, {"kind": "empirical", "scores": NORMAL_SCORES}],
+        "operating_points": [{"level": level, **_POINT} for level in ("image", "pixel")],
+    }
+}
 HEAT_DOWNSAMPLE, HEAT = 4, 7.5
 
 
@@ -38,15 +47,15 @@ def make_archive(folder: Path) -> Archive:
     write_pyramid(slide, np.full((SLIDE_PX, SLIDE_PX, 3), GREY, np.uint8), spacing_um=0.5)
     rows = pd.concat([rows, _tiles_of(slide)], ignore_index=True)
     archive = append_manifest(str(folder / "archive"), *write_named(str(folder), rows, all=slice(None))["all"])
-    model = write_small_bundle(folder / "model")
+    model_digest = write_bundle(str(folder / "model"), Bundle(tensors={"w": np.zeros(1, np.float32)}, config={}, card=CARD))
     for slot, map_size_px, shards in (("maps", MAP_PX, 5), ("whole", None, 2)):
         store = create_store(
             archive.scores_uri(slot, 1),
             rows=archive.rows,
             map_size_px=map_size_px,
             shard_rows=SHARD_ROWS,
-            attributes={"detector": model["kind"], "model_digest": model["digest"], "arithmetic": {}},
-            notes={"model_uri": model["uri"]},
+            attributes={"detector": "ae", "model_digest": model_digest, "arithmetic": {}},
+            notes={"model_uri": str(folder / "model")},
         )
         for shard in range(shards):
             of_shard = store.rows_of(shard)

@@ -9,6 +9,7 @@ const LARGEST_PX = 1024;
 const VIEWS = ["table", "slides", "row", "slide"];
 const FILTERS = ["split", "dataset", "label", "status", "subject", "slide", "sample"];
 
+const spaced = (number) => number.toLocaleString("en").replaceAll(",", " ");
 const find = (id) => document.getElementById(id);
 const heats = new WeakMap(); // canvas -> what it shows: heat, layer, fading
 let archive, palettes, stage, turn = 0;
@@ -77,10 +78,9 @@ async function show() {
 // ---- filters, colours, progress
 
 function fillFilters() {
-  const count = (number) => number.toLocaleString("en").replaceAll(",", " ");
   const choices = { ...archive.filters, status: { scored: null, failed: null, pending: null } };
   for (const [name, values] of Object.entries(choices)) {
-    const options = Object.entries(values).map(([value, rows]) => make("option", { value, textContent: rows === null ? value : `${value} (${count(rows)})` }));
+    const options = Object.entries(values).map(([value, rows]) => make("option", { value, textContent: rows === null ? value : `${value} (${spaced(rows)})` }));
     find("filters").elements[name].replaceChildren(make("option", { value: "", textContent: "all" }), ...options);
   }
   let waiting;
@@ -93,9 +93,8 @@ function fillFilters() {
 function describeProgress(layer) {
   const { scored, failed, pending } = layer.counts;
   const share = Math.floor((1000 * (scored + failed)) / archive.rows) / 10;
-  const number = (value) => value.toLocaleString("en").replaceAll(",", " ");
-  const rest = pending ? `, ${number(pending)} pending (${share} % done; reload shows more)` : "";
-  return `${layer.name}: ${number(scored)} scored, ${number(failed)} failed${rest}`;
+  const rest = pending ? `, ${spaced(pending)} pending (${share} % done; reload shows more)` : "";
+  return `${layer.name}: ${spaced(scored)} scored, ${spaced(failed)} failed${rest}`;
 }
 
 function makeLayer(layer, number) {
@@ -236,8 +235,7 @@ async function showTable(state, isCurrent) {
   find("samples").tHead.replaceChildren(makeHead(state));
   find("samples").tBodies[0].replaceChildren(...rows.map((sample, place) => makeRow(sample, state.offset + place, state)));
   find("empty").hidden = matching > 0;
-  const number = (value) => value.toLocaleString("en").replaceAll(",", " ");
-  find("page-shown").textContent = matching ? `${number(state.offset + 1)}–${number(state.offset + rows.length)} of ${number(matching)}` : "0";
+  find("page-shown").textContent = matching ? `${spaced(state.offset + 1)}–${spaced(state.offset + rows.length)} of ${spaced(matching)}` : "0";
   const last = Math.max(0, Math.floor((matching - 1) / PAGE) * PAGE);
   const targets = { first: 0, previous: state.offset - PAGE, next: state.offset + PAGE, last };
   for (const [id, offset] of Object.entries(targets)) {
@@ -249,11 +247,12 @@ async function showTable(state, isCurrent) {
 }
 
 async function showSlides(state, isCurrent) {
-  const slides = await get(`slides?layer=${state.sort}`);
+  const { slides, highest } = await get(`slides?layer=${state.sort}`);
   if (!isCurrent()) return;
+  find("slides-shown").textContent = highest.length < slides ? `The ${highest.length} highest of ${spaced(slides)} slides; others are found by the filter of the samples.` : "";
   const heads = ["Slide", `Highest score, ${archive.layers[state.sort].name}`, "Samples", "Scored", "Data set"];
   find("slides").tHead.replaceChildren(make("tr", {}, ...heads.map((textContent) => make("th", { scope: "col", textContent }))));
-  find("slides").tBodies[0].replaceChildren(...slides.map((slide) => {
+  find("slides").tBodies[0].replaceChildren(...highest.map((slide) => {
     const row = make("tr", { tabIndex: 0 }, cell(slide.slide_id, "id"), cell(format(slide.score), "score"), cell(slide.samples), cell(slide.scored), cell(slide.dataset));
     row.dataset.slide = slide.row;
     return row;
@@ -272,7 +271,7 @@ async function showRow(state, isCurrent) {
   find("row-figures").replaceChildren(...figures);
   const facts = Object.entries(sample.manifest).filter(([, value]) => value !== null);
   find("row-facts").replaceChildren(make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: String(value) })))));
-  find("row-slide").hidden = !sample.is_slide || sample.slide_id === null;
+  find("row-slide").hidden = sample.slide_id === null || sample.manifest.frame !== null;
   find("row-slide").onclick = () => go({ view: "slide" });
   const step = async (by) => {
     const at = state.at + by;

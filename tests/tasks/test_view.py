@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,12 +13,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from storage.archives import Archive, append_manifest
+from storage import filesystems
+from storage.archives import Archive, append_manifest, open_archive
 from storage.manifest import read_manifest, write_named
-from storage.scores import open_store
+from storage.scores import create_store, open_store
 from tasks import view_source
+from tasks.view_pictures import TILE_PX, DeepSlide
+from tasks.view_slides import compose_heat
 from tasks.view_source import Source
+from tasks.view_table import Query
 from tests.archives import write_archive_pictures, write_manifest_of
+from tests.servers import s3_server
 from tests.viewed import (
     FAILED_ROW,
     GREY,
@@ -25,6 +31,7 @@ from tests.viewed import (
     HEAT_DOWNSAMPLE,
     KEY,
     MAP_PX,
+    NORMAL_SCORES,
     PICTURES,
     REASON,
     SHARD_ROWS,
@@ -140,9 +147,15 @@ def test_row_says_all_that_the_manifest_says_and_why_it_failed(archive: Archive,
     assert found["manifest"]["site"] == record["site"]
     assert found["manifest"]["spacing_um"] is None
     assert found["scores"][0] == {"status": "failed", "score": None, "p": None, "reason": REASON}
-    scored = ask("/row/20").json["scores"][0]
-    assert scored["score"] == pytest.approx(float(scores_of(range(20, 21))[0]))
-    assert 0 < scored["p"] <= 1
+
+
+def test_scores_have_the_p_value_of_the_cards_first_distribution(ask: Ask) -> None:
+    for row in (0, 20, 55):
+        [score] = scores_of(range(row, row + 1)).tolist()
+        shown = ask(f"/row/{row}").json["scores"][0]
+        at_or_above = sum(normal >= score for normal in NORMAL_SCORES)
+        assert (shown["status"], shown["score"]) == ("scored", score)
+        assert shown["p"] == pytest.approx((1 + at_or_above) / (1 + len(NORMAL_SCORES)))
 
 
 def test_picture_and_map_are_those_of_the_row(archive: Archive, ask: Ask) -> None:
@@ -155,7 +168,7 @@ def test_picture_and_map_are_those_of_the_row(archive: Archive, ask: Ask) -> Non
 
 def test_slides_are_listed_and_opened_by_any_of_their_rows(ask: Ask) -> None:
     best = PICTURES + int(np.argmax(scores_of(range(PICTURES, ROWS))))
-    [slide] = ask("/slides?layer=0").json
+    [slide] = ask("/slides?layer=0").json["highest"]
     assert slide == {"row": best, "slide_id": "slide 1", "dataset": "biopsies", "samples": TILES, "scored": TILES, "score": slide["score"]}
     assert slide["score"] == pytest.approx(float(scores_of(range(best, best + 1))[0]))
     described = ask("/slide/65").json
@@ -195,6 +208,90 @@ def test_without_a_slide_map_the_scores_of_the_samples_are_laid_out(ask: Ask) ->
     layer = ask("/slide/60/layer/1").json
     assert layer["regions"] == []
     assert np.isnan(ask("/slide/60/heat/1/0/0/0").halves).all()  # nothing of the slide is scored there
+
+
+def test_maps_of_samples_are_laid_out_in_place_and_the_highest_counts_where_they_overlap(archive: Archive) -> None:
+    slide = Source(archive.uri).slide(PICTURES)
+    layer = Source(archive.uri).table.layers[0]
+    samples = archive.read_rows(PICTURES, ROWS)
+    heat = compose_heat(slide.pixels.reader, layer, samples)
+    assert heat.shows == "maps of its samples"
+    assert heat.pixel_px == 1
+    for row, sample in samples.iterrows():
+        y, x = sample["y_px"], sample["x_px"]
+        [score] = scores_of(range(row, row + 1)).astype(np.float16)
+        assert heat.read(0, y, x, 512, 512)[::511, ::511].tolist() == [[0, score], [0, score]]
+    moved = pd.concat([samples.iloc[[0]], samples.iloc[[1]].assign(x_px=0)])
+    lower, higher = sorted(scores_of(range(PICTURES, PICTURES + 2)).astype(np.float16))
+    overlapped = compose_heat(slide.pixels.reader, layer, moved).tile(0, 0, 0)
+    assert overlapped[5, 511] == higher > lower
+    assert np.isnan(compose_heat(slide.pixels.reader, layer, moved).tile(0, 1, 0)).all()
+
+
+class Ramp:
+    """A slide of one level: column x is x / 64."""
+
+    width_px, height_px, spacing_um = 16384, 600, None
+    level_dimensions, level_downsamples = ((16384, 600),), (1.0,)
+
+    def read_region(self, x_px: int, y_px: int, width_px: int, height_px: int, *, level: int = 0) -> np.ndarray:
+        assert width_px * height_px <= 16384 * 600 / 2  # never whole
+        columns = (np.arange(x_px, x_px + width_px) // 64).astype(np.uint8)
+        return np.broadcast_to(columns[None, :, None], (height_px, width_px, 3))
+
+
+def test_a_slide_without_coarse_levels_is_shown_whole_too() -> None:
+    slide = DeepSlide(Ramp())  # type: ignore[arg-type]
+    for level in range(slide.levels):
+        side = -(-16384 // 2 ** (slide.levels - 1 - level))
+        tiles = [slide.tile(level, x, 0) for x in range(-(-side // TILE_PX))]
+        shown = np.concatenate([tile[0, :, 0] for tile in tiles]).astype(float)
+        assert len(shown) == side
+        assert np.abs(shown - np.linspace(0, 255, side)).max() < 3
+
+
+def test_a_pipelines_store_is_shown_with_those_beside_it_of_the_same_rows(archive: Archive, tmp_path: Path) -> None:
+    uri, digest = write_named(str(tmp_path), archive.read_rows(0, ROWS), manifest=slice(None))["manifest"]
+    for name, of in (("ae-0123456789", digest), ("vae-89abcdef01", digest), ("ae-ffffffffff", "another")):
+        attributes = {"manifest_digest": of, "model_digest": "0" * 64, "detector": name.split("-")[0]}
+        store = create_store(
+            str(tmp_path / "scores" / f"{name}.zarr"),
+            rows=ROWS,
+            map_size_px=None,
+            shard_rows=ROWS,
+            attributes=attributes,
+            notes={"manifest_uri": uri},
+        )
+        store.write_shard(0, image=scores_of(range(ROWS)), maps=None, failures=[])
+    source = Source(str(tmp_path / "scores" / "vae-89abcdef01.zarr"))
+    assert [layer.name for layer in source.table.layers] == ["vae-89abcd", "ae-012345"]
+    assert source.table.page(Query(limit=1))[1][0]["row"] == int(np.argmax(scores_of(range(ROWS))))
+    assert source.sample(5)["uri"] == archive.read_rows(5, 6)["uri"][5]
+    assert source.slide(PICTURES).heat(0).shows == "scores of its samples"
+
+
+def test_what_holds_no_scores_is_refused_with_a_reason(tmp_path: Path, archive: Archive) -> None:
+    with pytest.raises(ValueError, match="no score store"):
+        Source(str(tmp_path))
+    shutil.copytree(archive.uri, tmp_path / "empty", ignore=shutil.ignore_patterns("scores"))
+    with pytest.raises(ValueError, match="holds no scores yet"):
+        Source(str(tmp_path / "empty"))
+
+
+@pytest.mark.slow
+def test_an_archive_in_a_bucket_is_shown_as_a_local_one_is(archive: Archive, tmp_path: Path) -> None:
+    with s3_server(tmp_path) as server:
+        for path in Path(archive.uri).rglob("*"):
+            if path.is_file():
+                filesystems.write_bytes(f"{server.bucket}/copy/{path.relative_to(archive.uri)}", path.read_bytes())
+        local, remote = Source(archive.uri), Source(f"{server.bucket}/copy")
+        assert remote.table.summarise() == local.table.summarise()
+        assert remote.table.page(Query()) == local.table.page(Query())
+        np.testing.assert_array_equal(remote.table.read_map(0, 5), local.table.read_map(0, 5))
+        assert remote.describe_row(3) == local.describe_row(3)
+        finest = remote.slide(PICTURES).heat(0)
+        np.testing.assert_array_equal(finest.tile(1, 0, 0), local.slide(PICTURES).heat(0).tile(1, 0, 0))
+        assert remote.slide(PICTURES).regions(0) == local.slide(PICTURES).regions(0)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +389,10 @@ def test_a_picture_that_is_gone_is_a_404_with_the_reason(ask: Ask, archive: Arch
     assert answer.status == 404
 
 
-def test_refresh_takes_in_shards_rows_and_versions_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_takes_in_shards_and_rows_that_came(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_source, "_LEAST_AGE_S", 0)
-    archive = make_archive(tmp_path)
+    shutil.copytree(archive.uri, tmp_path / "archive")
+    archive = open_archive(str(tmp_path / "archive"))
     source = Source(archive.uri)
     store = open_store(archive.scores_uri("whole", 1))
     store.write_shard(2, image=scores_of(store.rows_of(2)), maps=None, failures=[])
