@@ -82,6 +82,8 @@ def verify_archive(uri: str, *, slots: tuple[str, ...] = (), quick: bool = False
     if not failed and not found.problems:
         found.problems.append(Problem(uri, "holds no scores yet"))
     _verify_rows(found, archive, failed, quick=quick)
+    if filesystems.list_folders(filesystems.join(uri, "slides")):
+        found.summary.append("slide maps were not looked at: `score` makes again those that are missing or of other scores")
     return found
 
 
