@@ -38,7 +38,7 @@ class Mosaic:
             tile_px: height and width of the tiles' maps.
             dtype: of the map, float16 or float32; sums are float32.
         """
-        self._band_px, self._dtype = band_px, dtype
+        self._band = np.empty((band_px, width_px), dtype)
         self._top = 0
         self._sum = np.zeros((band_px + tile_px + 1, width_px), np.float32)
         self._weight = np.zeros_like(self._sum)
@@ -55,18 +55,19 @@ class Mosaic:
         _add_tiles(self._sum, self._weight, cast(maps, np.dtype(np.float32)), first[:, 0], first[:, 1] - self._top, shift)
 
     def take(self) -> np.ndarray:
-        """The next `band_px` rows, (band_px, width_px), NaN where no tile covers a pixel's centre; they are not kept."""
-        band = np.empty((self._band_px, self._sum.shape[1]), self._dtype)
+        """The next `band_px` rows, (band_px, width_px), NaN where no tile covers a pixel's centre; the next call writes over them."""
+        band_px = len(self._band)
         with np.errstate(invalid="ignore"):  # nothing of no weight is NaN
-            for start in range(0, self._band_px, SLAB_ROWS):
-                rows = slice(start, min(start + SLAB_ROWS, self._band_px))
-                band[rows] = cast(self._sum[rows] / self._weight[rows], self._dtype)
+            for start in range(0, band_px, SLAB_ROWS):
+                rows = slice(start, min(start + SLAB_ROWS, band_px))
+                np.divide(self._sum[rows], self._weight[rows], out=self._sum[rows])
+                self._band[rows] = cast(self._sum[rows], self._band.dtype)
         for array in (self._sum, self._weight):
-            for row in range(len(array) - self._band_px):  # one by one: at once NumPy would copy them first
-                array[row] = array[row + self._band_px]
-            array[-self._band_px :] = 0
-        self._top += self._band_px
-        return band
+            for row in range(len(array) - band_px):  # one by one: at once NumPy would copy them first
+                array[row] = array[row + band_px]
+            array[-band_px:] = 0
+        self._top += band_px
+        return self._band
 
 
 @compiled

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, ObjectStore
 
 from storage import filesystems, object_stores
+from storage.patience import patiently
 
 SCHEMA_VERSION = 1
 BAND_PX = 256  # rows that are written at once: the height of a shard, so that each has one writer, who writes it whole
@@ -20,6 +22,7 @@ BAND_PX = 256  # rows that are written at once: the height of a shard, so that e
 _CHUNK_PX = 512  # wide and a band high: a quarter of a mebibyte of float16
 _SHARD_PX = 16 * _CHUNK_PX  # wide
 _CODEC = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")  # level 3 takes 1.6 times as long for 2 % less
+_PATIENCE_S = 120
 _OURS = "normascope"  # the attribute beside "ome"
 
 
@@ -74,7 +77,8 @@ class Heatmap:
         region = np.full((height, width), np.nan, self._arrays[level].dtype)
         top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, rows), min(x + width, columns)
         if top < bottom and left < right:
-            region[top - y : bottom - y, left - x : right - x] = self._arrays[level][top:bottom, left:right]
+            with object_stores.explained(self.uri):
+                region[top - y : bottom - y, left - x : right - x] = self._arrays[level][top:bottom, left:right]
         return region
 
 
@@ -89,28 +93,18 @@ class HeatmapWriter:
             shapes: height and width of every level, the finest first.
             dtype: float16 or float32.
         """
-        group = zarr.open_group(_zarr_store(uri), mode="w", zarr_format=3)
-        self._group, self._levels = group, []
-        for level, (height, width) in enumerate(shapes):
-            array = group.create_array(
-                str(level),
-                shape=(height, width),
-                chunks=(BAND_PX, _CHUNK_PX),
-                shards=(BAND_PX, min(_SHARD_PX, -(-width // _CHUNK_PX) * _CHUNK_PX)),
-                dtype=dtype,
-                fill_value=np.nan,
-                compressors=_CODEC,
-                dimension_names=("y", "x"),
-            )
-            # shards without a score are not written; to ask of every chunk whether it is empty takes as long as to write it
-            self._levels.append(array.with_config({"write_empty_chunks": True}))
+        self._uri = uri
+        with object_stores.explained(uri):
+            self._group = zarr.open_group(_zarr_store(uri), mode="w", zarr_format=3)
+            self._levels = [_create_level(self._group, level, shape, dtype) for level, shape in enumerate(shapes)]
 
     def write(self, level: int, y: int, rows: np.ndarray) -> None:
         """Write rows of a level from row `y`, a multiple of `BAND_PX`, on: `BAND_PX` of them, or the last ones."""
         for x in range(0, rows.shape[1], _SHARD_PX):
             shard = rows[:, x : x + _SHARD_PX]
             if not _is_nan(shard).all():
-                self._levels[level][y : y + len(rows), x : x + _SHARD_PX] = shard
+                place = np.s_[y : y + len(rows), x : x + _SHARD_PX]
+                patiently(partial(self._put, level, place, shard), patience_s=_PATIENCE_S, what=self._uri)
 
     def finish(
         self, *, name: str, spacing_um: float, downsample: float, window: tuple[float, float, float], attributes: Mapping[str, Any]
@@ -146,7 +140,12 @@ class HeatmapWriter:
         channel = {"label": "anomaly score", "color": "FF0000", "active": True, "window": shown}
         ours = {**attributes, "schema_version": SCHEMA_VERSION, "spacing_um": spacing_um, "downsample": downsample}
         ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscale], "omero": {"channels": [channel]}}
-        self._group.attrs.update({"ome": ome, _OURS: ours})
+        with object_stores.explained(self._uri):
+            self._group.attrs.update({"ome": ome, _OURS: ours})
+
+    def _put(self, level: int, place: tuple[slice, slice], shard: np.ndarray) -> None:
+        with object_stores.explained(self._uri):
+            self._levels[level][place] = shard
 
 
 def heatmap_uri(slides_uri: str, slide_id: str, sha256: str) -> str:
@@ -171,7 +170,8 @@ def open_heatmap(uri: str) -> Heatmap:
         raise HeatmapError(f"no complete heatmap at {uri}")
     if attributes["schema_version"] != SCHEMA_VERSION:
         raise HeatmapError(f"{uri} has the heatmap schema {attributes['schema_version']}, this normascope reads {SCHEMA_VERSION}")
-    return Heatmap(uri, zarr.open_group(_zarr_store(uri), mode="r"))
+    with object_stores.explained(uri):
+        return Heatmap(uri, zarr.open_group(_zarr_store(uri), mode="r"))
 
 
 def read_attributes(uri: str) -> dict[str, Any] | None:
@@ -196,6 +196,21 @@ def write_outlines(uri: str, outlines: Iterable[Outline]) -> None:
         buffer.write(json.dumps(_feature(outline), separators=(",", ":")).encode())
     buffer.write(b"\n]}\n")
     filesystems.write_bytes(uri, buffer.getvalue())
+
+
+def _create_level(group: zarr.Group, level: int, shape: tuple[int, int], dtype: np.dtype) -> Any:
+    array = group.create_array(
+        str(level),
+        shape=shape,
+        chunks=(BAND_PX, _CHUNK_PX),
+        shards=(BAND_PX, min(_SHARD_PX, -(-shape[1] // _CHUNK_PX) * _CHUNK_PX)),
+        dtype=dtype,
+        fill_value=np.nan,
+        compressors=_CODEC,
+        dimension_names=("y", "x"),
+    )
+    # shards without a score are not written at all; to ask of every chunk whether it is empty takes as long as to write it
+    return array.with_config({"write_empty_chunks": True})
 
 
 def _feature(outline: Outline) -> dict[str, Any]:

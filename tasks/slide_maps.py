@@ -30,7 +30,7 @@ from tasks.references import ModelReference, RowsReference
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ["slide_id", "sha256", "uri", "frame", "spacing_um", "tissue_share"]
-_BATCH_BYTES = 32 << 20  # of maps that are read at once
+_BATCH_BYTES = 8 << 20  # of maps that are read at once
 _FILLED_PX = 16  # side of the map that stands for an image score: its blending is smooth enough at a sixteenth of a tile
 _COARSEST_PX = 256  # of the longer side of the last level
 _RECORDS_AT_ONCE = 16

@@ -16,7 +16,7 @@ def blend(maps: np.ndarray, corners: np.ndarray, *, height: int, width: int, ban
     for top in range(0, height, band_px):
         here = (first < top + band_px) & (first >= (top if top else -np.inf))
         mosaic.add(maps[here], corners[here])
-        bands.append(mosaic.take())
+        bands.append(mosaic.take().copy())
     return np.concatenate(bands)[:height]
 
 

@@ -20,6 +20,7 @@ from storage.heatmaps import (
     regions_uri,
     write_outlines,
 )
+from tests.servers import s3_server
 
 SHAPES = [(700, 1300), (350, 650), (175, 325)]
 
@@ -129,6 +130,26 @@ def test_a_slide_without_a_region_has_an_empty_collection(tmp_path: Path) -> Non
     write_outlines(str(tmp_path / "slide.geojson"), [])
     assert json.loads((tmp_path / "slide.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
     assert read_annotations(str(tmp_path / "slide.geojson")) == ()
+
+
+@pytest.mark.slow
+def test_a_heatmap_in_a_bucket_replaces_the_one_before_whole(tmp_path: Path) -> None:
+    with s3_server(tmp_path) as server:
+        uri = f"{server.bucket}/slides/slide.ome.zarr"
+        levels = write(uri)
+        heatmap = open_heatmap(uri)
+        np.testing.assert_array_equal(heatmap.read(0, 0, 0, *SHAPES[0]), levels[0])
+        writer = HeatmapWriter(uri, shapes=SHAPES, dtype=np.dtype(np.float16))
+        writer.write(0, 256, levels[0][256:512])
+        assert read_attributes(uri) is None
+        writer.finish(name="slide", spacing_um=0.25, downsample=3.5, window=(0.0, 1.0, 0.5), attributes={"made_from": "def"})
+        again = open_heatmap(uri)
+        assert again.attributes["made_from"] == "def"
+        assert np.isnan(again.read(0, 0, 0, 256, SHAPES[0][1])).all()
+        np.testing.assert_array_equal(again.read(0, 256, 0, 256, SHAPES[0][1]), levels[0][256:512])
+        assert np.isnan(again.read(1, 0, 0, *SHAPES[1])).all()
+        write_outlines(regions_uri(uri), [])
+        assert read_annotations(regions_uri(uri)) == ()
 
 
 def test_the_maps_of_slides_of_one_name_have_different_places() -> None:
