@@ -150,8 +150,8 @@ def merge_counts(parts: Sequence[SubjectCounts]) -> SubjectCounts:
     names = sorted({name for part in parts for name in part.subjects})
     row = {name: position for position, name in enumerate(names)}
     values = np.unique(np.concatenate([part.values for part in parts]))
-    rows = [np.array([row[name] for name in part.subjects], int) for part in parts]
-    columns = [np.searchsorted(values, part.values) for part in parts]
+    rows = [np.array([row[name] for name in part.subjects], np.int32) for part in parts]
+    columns = [np.searchsorted(values, part.values).astype(np.int32) for part in parts]
 
     def join(table_of: Callable[[SubjectCounts], Any]) -> csc_array:
         tables = [table_of(part).tocoo() for part in parts]
@@ -204,7 +204,7 @@ def _number(subjects: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _tabulate(data: np.ndarray, rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> csc_array:
     """A sparse table in which equal places add up and empty ones are not kept."""
-    table = coo_array((data, (rows.astype(np.int32), columns.astype(np.int32))), shape=shape).tocsc()
+    table = coo_array((data, (rows.astype(np.int32, copy=False), columns.astype(np.int32, copy=False))), shape=shape).tocsc()
     table.eliminate_zeros()
     return table
 

@@ -65,6 +65,11 @@ def test_a_run_ends_in_a_report_and_the_next_one_does_nothing(pictures: Path) ->
     assert metrics["image", "AUROC"]["value"] > 0.95
     assert metrics["pixel", "AUROC"]["value"] > 0.8
     assert metrics["pixel", "AUROC"]["low"] <= metrics["pixel", "AUROC"]["value"] <= metrics["pixel", "AUROC"]["high"]
+    compared = {(row["metric"]["level"], row["metric"]["name"]): row["metric"] for row in numbers["differences"]}
+    values = [{(row["level"], row["name"]): row["value"] for row in detector["metrics"]} for detector in numbers["detectors"]]
+    for key in (("image", "AUROC"), ("pixel", "AUPRO"), ("image", "balanced accuracy")):
+        assert compared[key]["value"] == pytest.approx(values[0][key] - values[1][key])
+    assert {row["answer"] for row in numbers["constants"]} == {"everything normal", "everything abnormal"}
     again, done = run_counting(config)
     assert done == {}
     assert again == report

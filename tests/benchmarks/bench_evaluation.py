@@ -1,0 +1,121 @@
+"""The evaluation's speed, as ratios within one run: `pytest -s -m benchmark tests/benchmarks/bench_evaluation.py`.
+
+Image level: replicates of AUROC and average precision on a million scores against scikit-learn with the same weights. Of scikit-learn's
+loop a few replicates are timed, which are also compared, and multiplied. Both run on one thread and are timed by their own processor time,
+because other work on the machine would otherwise be measured with them.
+
+Pixel level: maps in a score store, every fourth abnormal; counting them as `count_shard` does, shard by shard, against reading them alone.
+Pictures and masks are not read: of normal samples nothing is, and a mask costs its own decoding.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from scipy import ndimage
+
+from methods.evaluation.bootstrap import BootstrapConfig, draw_resamples
+from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, gather_counts
+from methods.evaluation.ranks import overlap_area, rank
+from storage.scores import ScoreStore, create_store
+
+SCORES, REPLICATES, COMPARED = 1_000_000, 1000, 3
+SIDE, SHARD = 256, 256
+PIXELS = 10**9
+DISTINCT_SHARDS = 4  # that are drawn; the store holds them again and again
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("abnormal", "subjects"), [(0.1, 5_000), (0.02, 20_000), (0.5, 5_000)])
+def test_print_how_much_faster_replicates_of_a_million_scores_are(abnormal: float, subjects: int) -> None:
+    rng = np.random.default_rng(0)
+    subject_of, labels = rng.integers(0, subjects, SCORES), (rng.random(SCORES) < abnormal).astype(int)
+    scores = rng.normal(labels * 0.8).astype(np.float32)
+    rank(count_scores(scores[:100], labels[:100], subject_of[:100] % 3), np.ones((2, 3)))  # compiles
+    started = time.thread_time()
+    counts = count_scores(scores, labels, subject_of)
+    counted_s = time.thread_time() - started
+    weights = rng.multinomial(subjects, np.full(subjects, 1 / subjects), size=REPLICATES).astype(np.int32)
+    started = time.thread_time()
+    found = rank(counts, weights)
+    ours_s = time.thread_time() - started
+    column_of = {int(name): column for column, name in enumerate(counts.subjects)}
+    columns = np.array([column_of[subject] for subject in range(subjects)])
+    started = time.thread_time()
+    expected = [score_weighted(labels, scores, weights[row][columns][subject_of]) for row in range(COMPARED)]
+    theirs_s = (time.thread_time() - started) / COMPARED * REPLICATES
+    np.testing.assert_allclose(np.stack([found.auroc, found.average_precision], 1)[:COMPARED], expected, rtol=0, atol=1e-12)
+    ratio = theirs_s / (ours_s + counted_s)
+    print(f"\n{SCORES:,} scores, {abnormal:.0%} abnormal, {subjects:,} subjects, {REPLICATES} replicates of AUROC and AP:")  # noqa: T201
+    print(f"{ours_s:.1f} s (and {counted_s:.1f} s to count), scikit-learn {theirs_s:.0f} s (from {COMPARED}): {ratio:.0f} times faster")  # noqa: T201
+
+
+def score_weighted(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    return (
+        sklearn.metrics.roc_auc_score(labels, scores, sample_weight=weight),
+        sklearn.metrics.average_precision_score(labels, scores, sample_weight=weight),
+    )
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+def test_print_how_near_counting_pixels_comes_to_reading_them(tmp_path: Path) -> None:
+    store, masks = fill_store(tmp_path / "scores.zarr")
+    shards = list(range(store.shard_count))
+    subjects = np.array([f"subject {row // 20}" for row in range(store.rows)])
+    count_pixels(store.read_maps(store.rows_of(0)), masks[0], subjects[:SHARD])  # compiles, and warms the page cache of one shard
+    read = timed(lambda: [len(store.read_maps(store.rows_of(shard))) for shard in shards])
+    found: list[SubjectCounts | None] = []
+
+    def count_one(shard: int) -> SubjectCounts:
+        rows = store.rows_of(shard)
+        return count_pixels(store.read_maps(rows), masks[shard % DISTINCT_SHARDS], subjects[rows])
+
+    both = timed(lambda: found.append(gather_counts(map(count_one, shards))))
+    (counts,) = found
+    assert counts is not None
+    pixels = store.rows * SIDE**2
+    assert counts.normal.sum() + counts.abnormal.sum() == pixels
+    resamples = draw_resamples(counts.carries_anomaly, BootstrapConfig(replicates=REPLICATES, interval="percentile"))
+    ranked, overlapped = (timed(partial(metric, counts, resamples.weights)) for metric in (rank, overlap_area))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\n{pixels / 1e6:,.0f} million pixels of {len(counts.subjects)} subjects, {len(counts.values):,} values")  # noqa: T201
+    for name, one, other in (("wall", read.wall_s, both.wall_s), ("processor", read.processor_s, both.processor_s)):
+        print(f"{name} time: reading {one:.1f} s, with counting {other:.1f} s, {one / other:.2f} of the rate (wanted: 0.8)")  # noqa: T201
+    print(f"{REPLICATES} replicates: AUROC and AP {ranked.processor_s:.1f} s, AUPRO {overlapped.processor_s:.1f} s")  # noqa: T201
+    print(f"peak memory of the process with all libraries: {peak_mb:.0f} MB")  # noqa: T201
+
+
+def fill_store(path: Path) -> tuple[ScoreStore, list[np.ndarray]]:
+    """Smooth maps of positive scores, as detectors give them, as many as `PIXELS` asks for."""
+    rng = np.random.default_rng(0)
+    rows = -(-PIXELS // SIDE**2 // SHARD) * SHARD
+    store = create_store(str(path), rows=rows, map_size_px=SIDE, shard_rows=SHARD, attributes={"manifest_digest": "0", "model_digest": "0"})
+    maps, masks = [], []
+    for _ in range(DISTINCT_SHARDS):
+        smooth = ndimage.gaussian_filter(rng.normal(size=(SHARD, SIDE, SIDE)).astype(np.float32), (0, 4, 4), truncate=2)
+        mask = np.zeros(smooth.shape, bool)
+        mask[::4, 100:140, 60:130] = True
+        maps.append((np.abs(smooth) * 10 + mask).astype(np.float16))
+        masks.append(mask)
+    for shard in range(store.shard_count):
+        store.write_shard(shard, image=np.zeros(SHARD, np.float32), maps=maps[shard % DISTINCT_SHARDS], failures=[])
+    return store, masks
+
+
+class Took(NamedTuple):
+    wall_s: float
+    processor_s: float  # of all threads
+
+
+def timed(work: Callable[[], object]) -> Took:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return Took(time.perf_counter() - wall, time.process_time() - processor)
