@@ -249,7 +249,8 @@ def test_reading_one_map_decodes_one_chunk_and_not_the_shard(tmp_path: Path) -> 
     start = len(content) // 4  # in the first of the two chunks
     content[start : start + 4096] = bytes(4096)
     path.write_bytes(content)
-    assert not np.array_equal(store.read_maps(range(8)), maps[:8])
+    with pytest.raises(RuntimeError, match="blosc decompression"):
+        store.read_maps(range(8))
     np.testing.assert_array_equal(store.read_maps(np.array([12])), maps[12:13])
 
 
