@@ -1,5 +1,7 @@
 """Archives through the flow, in this process: what is scored, when, into which slot, and what the UI is told."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,18 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.score_archive import score_archive
 from storage.archives import open_archive
+from storage.heatmaps import read_attributes
 from storage.manifest import read_manifest, write_named
+from storage.models import read_bundle, write_bundle
 from storage.scores import FAILED, SCORED, open_store
+from storage.slides import write_pyramid
+from tasks.archive_groups import artifact_key
 from tasks.archive_scoring import ArchiveScoringConfig, SlotTakenError, find_finished, name_models, reference_rows
+from tasks.curation import CurationConfig, TilingConfig
 from tasks.execution import ExecutionConfig
-from tasks.references import ModelReference, RowsReference
+from tasks.references import ItemReference, ModelReference, RowsReference
+from tasks.rows import SEARCH_COLUMNS, to_table
+from tasks.slide_rows import tabulate_slide
 from tests.archives import write_archive_pictures, write_manifest_of, write_small_bundle
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -54,10 +63,6 @@ def files_of(folder: Path) -> dict[str, int]:
 
 def another(model: ModelReference, folder: Path) -> ModelReference:
     """The same weights in a bundle of another digest."""
-    from dataclasses import replace
-
-    from storage.models import read_bundle, write_bundle
-
     bundle = read_bundle(model["uri"])
     digest = write_bundle(str(folder), replace(bundle, card={**bundle.card, "training": {"seed": 1}}))
     return ModelReference(uri=str(folder), digest=digest, kind=model["kind"])
@@ -77,12 +82,12 @@ def test_every_sample_is_scored_or_failed_with_a_reason_and_the_ui_is_told(tmp_p
     assert progress.data == 100
     assert progress.description.startswith("20 of 20 images in ")
     (failures,) = artifacts(f"failures-{archive_key(archive)}")
-    assert "picture-0000007" in failures.data or "ae v1" in failures.data
+    ((shown,),) = [json.loads(failures.data)]
+    assert (shown["slot"], shown["row"]) == ("ae v1", 7)
+    assert "picture-0000007" in shown["reason"] or "cannot" in shown["reason"]
 
 
 def archive_key(archive: Path) -> str:
-    from tasks.archive_groups import artifact_key
-
     return artifact_key(str(archive))
 
 
@@ -156,6 +161,32 @@ def test_a_manifest_that_lacks_what_the_archive_holds_is_refused_and_nothing_is_
     with pytest.raises(ValueError, match="does not continue the archive"):
         score(archive, RowsReference(uri=less[0], digest=less[1]), {"ae": model})
     assert {name: time for name, time in files_of(archive).items() if "lease" not in name} == before
+
+
+def test_slides_get_their_maps_when_their_tiles_are_scored(tmp_path: Path, model: ModelReference) -> None:
+    picture = np.random.default_rng(0).normal(150, 20, (512, 640, 3)).clip(0, 255).astype(np.uint8)
+    write_pyramid(tmp_path / "slide.svs", picture, spacing_um=0.5)
+    item: Any = dict.fromkeys(ItemReference.__annotations__) | {
+        **{
+            "uri": str(tmp_path / "slide.svs"),
+            "sha256": "ab" * 32,
+            "dataset": "d",
+            "subject_id": "s",
+            "slide_id": "one",
+            "partly_annotated": False,
+        }
+    }
+    tiles = to_table([tabulate_slide(item, TilingConfig(size_px=128, tissue_share=0.01), CurationConfig(), stain=None)])
+    table = tiles.drop_columns(list(SEARCH_COLUMNS)).to_pandas().assign(group_id="s")
+    uri, digest = write_named(str(tmp_path), table, manifest=slice(None))["manifest"]
+    score(tmp_path / "archive", RowsReference(uri=uri, digest=digest), {"ae": model})
+    maps = tmp_path / "archive" / "slides" / "ae" / "v1"
+    (heatmap,) = maps.glob("one-*.ome.zarr")
+    assert read_attributes(str(heatmap))["tiles"] == len(table)  # type: ignore[index]
+    assert len(list(maps.glob("one-*.geojson"))) == 1
+    assert find_finished(str(tmp_path / "archive"), digest, {"ae": model})
+    (maps / "slides.json").unlink()  # as of a run that was killed before its last slide
+    assert find_finished(str(tmp_path / "archive"), digest, {"ae": model}) is None
 
 
 def test_two_models_of_one_kind_need_names(tmp_path: Path, model: ModelReference) -> None:
