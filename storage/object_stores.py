@@ -17,8 +17,6 @@ _WRITE_TIMEOUT_S = 15  # until a piece of 5 MiB is acknowledged: enough for a li
 _REQUEST_TIMEOUT_S = 120
 _RETRIED_S = 20  # inside obstore; `storage.patience` tries again above it
 _CREDENTIALS_LAST = timedelta(minutes=10)
-_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-_FILES = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_DEFAULT_REGION")
 
 
 class Bucket(NamedTuple):
@@ -40,7 +38,7 @@ def open_bucket(uri: str) -> Bucket:
         PermissionError: no credentials are found.
     """
     bucket, _, prefix = uri.split("://", 1)[1].strip("/").partition("/")
-    return _open(bucket, prefix, tuple(os.environ.get(name) for name in (*_VARIABLES, *_FILES)))
+    return _open(bucket, prefix, tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))))
 
 
 def open_object(uri: str) -> tuple[Bucket, str]:
@@ -73,7 +71,7 @@ def explained(uri: str) -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def _open(bucket: str, prefix: str, _environment: tuple[str | None, ...]) -> Bucket:
+def _open(bucket: str, prefix: str, _environment: tuple[tuple[str, str], ...]) -> Bucket:
     import botocore.session
     from obstore.store import S3Store
 

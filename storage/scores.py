@@ -73,7 +73,7 @@ class ScoreStore:
 
     def _load(self) -> None:
         with object_stores.explained(self.uri):
-            group = zarr.open_group(_zarr_store(self.uri), mode="r+")
+            group = zarr.open_group(_zarr_store(self.uri), mode="r+", zarr_format=3)
             self.attributes: dict[str, Any] = dict(group.attrs)
             # in the order in which a shard is written
             names = [*(["anomaly_map"] if self.map_size_px is not None else []), "image_score", "status"]
