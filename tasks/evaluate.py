@@ -187,7 +187,7 @@ def count_test_pixels(
     if opened.map_size_px is None:
         return None
     asked = np.flatnonzero(names.notna())
-    wanted = names.where(names.notna(), None).to_list()
+    wanted = [name if isinstance(name, str) else None for name in names]
     jobs = [
         CountJob(store_uri=store["uri"], manifest=manifest, shard=int(shard), names=wanted[rows.start : rows.stop])
         for shard in np.unique(asked // opened.shard_rows)
