@@ -15,15 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from storage.manifest import ManifestError
+from storage.patience import patiently
 from storage.scores import SCORED, Failure, ScoreStore, are_finite, open_store
 from tasks.arithmetic import Arithmetic, Scorer
 from tasks.models import load_detector
-from tasks.readers import Piece, Record, Sample, cut_pieces, read_ahead, read_piece, read_records
+from tasks.readers import PATIENCE_S, Piece, Record, Sample, cut_pieces, join_pieces, read_ahead, read_piece, read_records
 from tasks.references import ModelReference, RowsReference
 from tasks.watchdog import time_limit
 
 logger = logging.getLogger(__name__)
 
+_PORTION_ROWS = 16  # that a reader takes at once
 Take = Callable[[str, list[int]], None]  # told what is begun, "read" or "scored", with which positions in the shard
 
 _computing = threading.Lock()
@@ -111,10 +113,11 @@ def fill_shard(
         alone: positions that are read and scored alone.
         condemned: positions that are not touched, with the reasons for which they fail.
     """
-    stores = [open_store(target["store_uri"]) for target in job["targets"]]
+    stores, found = zip(*(_open(target, job["shard"]) for target in job["targets"]), strict=True)
     rows = stores[0].rows_of(job["shard"])
     records = read_records(job["rows"], rows.start, rows.stop)
-    fillings = [_Filling(job, target, store, records, take) for target, store in zip(job["targets"], stores, strict=True)]
+    missing = [number for number, outcome in enumerate(found) if outcome is None]
+    fillings = [_Filling(job, job["targets"][number], stores[number], records, take) for number in missing]
     for position, reason in (condemned or {}).items():
         for filling in fillings:
             filling.fail(position, reason)
@@ -122,23 +125,43 @@ def fill_shard(
     sizes_px = sorted({filling.scorer.input_size_px for filling in fillings})
     read = partial(_read, records, sizes_px, job["limits"], take)
     pieces = cut_pieces(records, needed, sizes_px, alone=alone)
-    budget_bytes = job["limits"].ahead_mb << 20 if take is None else 0
-    for piece, samples in read_ahead(pieces, read, readers=job["limits"].readers, budget_bytes=budget_bytes, held_bytes=_held_bytes):
-        for position, sample in zip(piece.positions, samples, strict=True):
+    readers, budget_bytes = job["limits"].readers, job["limits"].ahead_mb << 20 if take is None else 0
+    portions = join_pieces(pieces, rows=_PORTION_ROWS, held_bytes=budget_bytes // (2 * readers))
+    for portion, samples in read_ahead(portions, read, readers=readers, budget_bytes=budget_bytes, held_bytes=_held_bytes):
+        positions = [position for piece in portion for position in piece.positions]
+        for position, sample in zip(positions, samples, strict=True):
             for filling in fillings:
                 filling.put(position, sample, alone=position in alone)
-    return ShardOutcome(shard=job["shard"], rows=len(rows), targets=[filling.write() for filling in fillings])
+    written = {number: filling.write() for number, filling in zip(missing, fillings, strict=True)}
+    outcomes = [written.get(number) or outcome for number, outcome in enumerate(found)]
+    return ShardOutcome(shard=job["shard"], rows=len(rows), targets=outcomes)
 
 
-def _held_bytes(piece: Piece) -> int:
-    return piece.held_bytes
+def _open(target: Target, shard: int) -> tuple[ScoreStore, TargetOutcome | None]:
+    """The store, and what became of the shard where it is finished: a worker that died before it could say so has written it."""
+
+    def look() -> tuple[ScoreStore, TargetOutcome | None]:
+        store = open_store(target["store_uri"])
+        record = store.find_record(shard)
+        if record is None:
+            return store, None
+        return store, TargetOutcome(scored=0, copied=record["scored"], failed=[failure["reason"] for failure in record["failures"]])
+
+    return patiently(look, patience_s=PATIENCE_S, what=target["store_uri"])
 
 
-def _read(records: list[Record], sizes_px: list[int], limits: Limits, take: Take | None, piece: Piece) -> list[Sample]:
-    if take is not None:
-        take("read", piece.positions)
-    with time_limit(limits.read_s, f"reading {records[piece.positions[0]]['uri']}"):
-        return read_piece(records, piece, sizes_px)
+def _held_bytes(portion: list[Piece]) -> int:
+    return sum(piece.held_bytes for piece in portion)
+
+
+def _read(records: list[Record], sizes_px: list[int], limits: Limits, take: Take | None, portion: list[Piece]) -> list[Sample]:
+    samples: list[Sample] = []
+    for piece in portion:
+        if take is not None:
+            take("read", piece.positions)
+        with time_limit(limits.read_s, f"reading {records[piece.positions[0]]['uri']}"):
+            samples += read_piece(records, piece, sizes_px)
+    return samples
 
 
 class _Filling:
