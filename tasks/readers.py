@@ -71,6 +71,19 @@ def cut_pieces(records: Sequence[Record], positions: Iterable[int], sizes_px: Se
     return [Piece(group, _held_bytes([records[position] for position in group], sizes_px)) for group in groups]
 
 
+def join_pieces(pieces: Iterable[Piece], *, rows: int, held_bytes: int) -> Iterator[list[Piece]]:
+    """Pieces that a thread reads one after the other, of so many rows and bytes: handing over each small picture alone costs time."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        together = [*joined, piece]
+        if joined and (sum(len(one.positions) for one in together) > rows or sum(one.held_bytes for one in together) > held_bytes):
+            yield joined
+            together = [piece]
+        joined = together
+    if joined:
+        yield joined
+
+
 def read_piece(records: Sequence[Record], piece: Piece, sizes_px: Sequence[int]) -> list[Sample]:
     """The samples of a piece, or why there are none.
 

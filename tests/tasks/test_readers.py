@@ -11,7 +11,7 @@ from PIL import Image
 from storage.archives import append_manifest
 from storage.manifest import read_manifest
 from tasks import readers, samples
-from tasks.readers import Piece, Record, cut_pieces, read_ahead, read_piece, read_records
+from tasks.readers import Piece, Record, cut_pieces, join_pieces, read_ahead, read_piece, read_records
 from tasks.references import RowsReference
 from tasks.samples import read_sample
 from tests.archives import write_archive_pictures, write_manifest_of
@@ -97,6 +97,15 @@ def test_rows_that_are_to_be_alone_share_a_piece_with_no_other(rows: RowsReferen
     records = tiles_of(read_records(rows, 0, 1)[0]) * 2
     pieces = cut_pieces(records, [0, 1, 2, 4, 5, 6, 7], [32], alone={2, 5})
     assert [piece.positions for piece in pieces] == [[0, 1], [2], [4], [5], [6, 7]]
+
+
+def test_small_pictures_are_handed_over_together_and_large_ones_alone() -> None:
+    sizes = [10, 10, 10, 60, 10, 500, 10]
+    pieces = [Piece([number], size) for number, size in enumerate(sizes)]
+    joined = list(join_pieces(pieces, rows=3, held_bytes=80))
+    assert [[piece.positions[0] for piece in together] for together in joined] == [[0, 1, 2], [3, 4], [5], [6]]
+    assert [len(together) for together in join_pieces(pieces, rows=3, held_bytes=0)] == [1] * 7
+    assert list(join_pieces([], rows=3, held_bytes=80)) == []
 
 
 def test_a_missing_a_damaged_an_excluded_and_a_replaced_picture_fail_with_reasons_and_neighbours_do_not(rows: RowsReference) -> None:
