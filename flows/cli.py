@@ -321,11 +321,11 @@ def _score_archive(
     with _command(port):
         from prefect.exceptions import CancelledRun
 
-        from flows.score_archive import curate_rows, score_archive
+        from flows.score_archive import score_archive
         from tasks.archive_groups import describe_summary
 
         if rows is None:
-            configured, rows = curate_rows(Path(what))
+            configured, rows = _curate_rows(Path(what))
             where = where if execution else configured
         where = where.model_copy(update={"workers": workers or where.workers})
         cancelled = None
@@ -337,6 +337,16 @@ def _score_archive(
     if cancelled is not None:  # only here: for _errors an exit is an error
         typer.secho(f"cancelled: {cancelled}", fg="red", err=True)
         raise typer.Exit(_CANCELLED)
+
+
+def _curate_rows(path: Path) -> tuple[Any, Any]:
+    from flows.config import load_config
+    from flows.curate import curate as curate_flow
+    from tasks.references import RowsReference
+
+    loaded = load_config(path)
+    manifest = curate_flow(loaded)
+    return loaded.execution, RowsReference(uri=manifest["uri"], digest=manifest["digest"])
 
 
 @contextmanager

@@ -1,14 +1,10 @@
 """Manifest and trained models → an archive of scores, and the maps of its slides."""
 
-from pathlib import Path
-
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.config import load_config
-from flows.curate import curate
 from storage import filesystems
 from storage.leases import hold_lease
 from tasks.archive_groups import Scoring, artifact_key, conclude, score_groups, show_failures
@@ -19,13 +15,6 @@ from tasks.execution import ExecutionConfig, stop_executor
 from tasks.progress import publish_progress, show_progress
 from tasks.references import ArchiveSummary, ModelReference, RowsReference
 from tasks.slide_maps import SlideMapConfig
-
-
-def curate_rows(path: Path) -> tuple[ExecutionConfig, RowsReference]:
-    """Curate the sources of a run's file; where that run works, and the rows to score."""
-    config = load_config(path)
-    manifest = curate(config)
-    return config.execution, RowsReference(uri=manifest["uri"], digest=manifest["digest"])
 
 
 @flow(name="score archive", flow_run_name="score {archive}", task_runner=ThreadPoolTaskRunner(max_workers=8))  # type: ignore[arg-type]
