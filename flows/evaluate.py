@@ -34,7 +34,7 @@ def evaluate(config: RunConfig, manifest: ManifestReference, models: list[ModelR
         evaluations,
         notice=config.shown_notice,
         configuration=config.model_dump(mode="json"),
-        bootstrap_replicates=config.evaluation.bootstrap.replicates,
+        bootstrap=config.evaluation.bootstrap,
         store=config.store,
     )
     create_markdown_artifact(

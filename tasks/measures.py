@@ -109,7 +109,7 @@ def measure_point(
 
 
 def measure_difference(
-    level: str, name: str, values: np.ndarray, others: np.ndarray, groups: np.ndarray, *, coverage: float = 0.95
+    level: str, name: str, values: np.ndarray, others: np.ndarray, groups: np.ndarray, *, coverage: float
 ) -> dict[str, Any]:
     """A row of `Measured` for the difference of two detectors under the same resamples (1 + R + G,)."""
     resamples = Resamples(np.zeros((0, 0), np.int32), len(values) - 1 - len(groups), groups)

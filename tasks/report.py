@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from methods.detectors.registry import NAMES
+from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import read_bundle
@@ -60,7 +61,7 @@ def write_report(
     *,
     notice: str | None,
     configuration: dict[str, Any],
-    bootstrap_replicates: int,
+    bootstrap: BootstrapConfig,
     store: str,
 ) -> ReportReference:
     """Write the report on the evaluations of all detectors of a run."""
@@ -83,9 +84,10 @@ def write_report(
             slides=[_overview(group, opened, bar) for _, group in slides.groupby("slide_id", sort=False)],
             n_subjects=measured[0]["subjects"]["all"],
             constants=[ConstantRow(answer=answer, **row) for answer, found in measured[0]["constant"].items() for row in found],
-            differences=_subtract(evaluations, measured),
+            differences=_subtract(evaluations, measured, coverage=bootstrap.level),
+            level=bootstrap.level,
             unpaired=_explain_unpaired(measured),
-            n_resamples=bootstrap_replicates if any(metric["low"] is not None for metric in measured[0]["metrics"]) else None,
+            n_resamples=bootstrap.replicates if any(metric["low"] is not None for metric in measured[0]["metrics"]) else None,
         )
         contents = {"html": render_html(report), "json": metrics_as_json(report), "csv": metrics_as_csv(report)}
         bar.advance()
@@ -96,7 +98,7 @@ def write_report(
     return ReportReference(html_uri=uris["html"], json_uri=uris["json"], csv_uri=uris["csv"])
 
 
-def _subtract(evaluations: list[EvaluationReference], measured: list[dict[str, Any]]) -> list[DifferenceRow]:
+def _subtract(evaluations: list[EvaluationReference], measured: list[dict[str, Any]], *, coverage: float) -> list[DifferenceRow]:
     """Differences of all pairs of detectors that were measured on the same samples under the same resamples."""
     found = []
     for (first, one), (second, other) in itertools.combinations(zip(evaluations, measured, strict=True), 2):
@@ -105,7 +107,7 @@ def _subtract(evaluations: list[EvaluationReference], measured: list[dict[str, A
         values, others = read_resampled(first), read_resampled(second)
         for name in (name for name in values.metrics if name in others.metrics):
             level, metric = name.split("/", 1)
-            row = measure_difference(level, metric, values.metrics[name], others.metrics[name], values.groups[level])
+            row = measure_difference(level, metric, values.metrics[name], others.metrics[name], values.groups[level], coverage=coverage)
             found.append(DifferenceRow(NAMES[one["kind"]], NAMES[other["kind"]], MetricRow(**row)))
     return found
 
@@ -120,7 +122,7 @@ def _explain_unpaired(measured: list[dict[str, Any]]) -> str:
 def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> str:
     """The metrics as a Markdown table, for the Prefect UI."""
     lines = [f"> **Painted.** {notice}", ""] if notice else []
-    lines += ["| detector | level | metric | value | 95 % interval over subjects |", "|---|---|---|---|---|"]
+    lines += ["| detector | level | metric | value | interval over subjects |", "|---|---|---|---|---|"]
     measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
     for evaluation, result in zip(evaluations, measured, strict=True):
         for row in result["metrics"]:

@@ -253,7 +253,7 @@ def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> st
         )
         axes.set_ylim(y, -1.3)
         low = min((end for line in lines for point in line.points.values() for end in point if end is not None), default=0.5)
-        axes.set(xlim=(min(0.45, low - 0.02), 1.005), xlabel="AUROC of images, 95 % interval over subjects", yticks=[])
+        axes.set(xlim=(min(0.45, low - 0.02), 1.005), xlabel="AUROC of images with its interval over subjects", yticks=[])
         axes.axvline(0.5, color="#999999", lw=0.8, ls=(0, (2, 2)))
         axes.grid(axis="x", color="#e4e4e4", lw=0.6)
         axes.set_axisbelow(True)

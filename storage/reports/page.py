@@ -32,7 +32,7 @@ _GALLERY_PX = 384
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric with its 95 % interval. `value`, `low` and `high` are None where there is none; `note` then says why.
+    """One metric with its interval. `value`, `low` and `high` are None where there is none; `note` then says why.
 
     `sd` is the standard deviation of the replicates; `method` is how the interval was made.
     """
@@ -224,6 +224,7 @@ class Report:
         painted: the anomalies are painted, not diagnosed; the page says so in a banner with `generated_note`.
         run: what was run on what: configuration, digests, code version, seed, package versions, how to run it again.
         n_subjects, n_resamples: of the bootstrap that gave the intervals; None where there was none.
+        level: coverage of the intervals.
         constants: what the constant answers come to on the same samples.
         differences: of pairs of detectors.
         unpaired: why some differences are missing.
@@ -239,6 +240,7 @@ class Report:
     slides: list[SlideOverview]
     n_subjects: int | None = None
     n_resamples: int | None = None
+    level: float = 0.95
     constants: list[ConstantRow] = field(default_factory=list)
     differences: list[DifferenceRow] = field(default_factory=list)
     unpaired: str = ""
@@ -299,7 +301,7 @@ def metrics_as_json(report: Report) -> str:
         "painted": report.painted,
         "generated_note": report.generated_note,
         "run": report.run,
-        "bootstrap": {"n_subjects": report.n_subjects, "n_resamples": report.n_resamples},
+        "bootstrap": {"n_subjects": report.n_subjects, "n_resamples": report.n_resamples, "level": report.level},
         "counts": [vars(row) for row in report.counts],
         "constants": [vars(row) for row in report.constants],
         "differences": [vars(row) | {"metric": vars(row.metric)} for row in report.differences],

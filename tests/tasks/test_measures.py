@@ -81,9 +81,9 @@ def test_the_difference_of_a_detector_with_itself_is_nothing_and_with_a_worse_on
     good, bad = labels + rng.normal(size=100), rng.normal(size=100)
     one, other = (measure(counts_of(scores, labels), None, thresholds={}, bootstrap=BOOTSTRAP) for scores in (good, bad))
     groups = one.resamples["image"].groups
-    same = measure_difference("image", "AUROC", one.values["image/AUROC"], one.values["image/AUROC"], groups)
+    same = measure_difference("image", "AUROC", one.values["image/AUROC"], one.values["image/AUROC"], groups, coverage=0.95)
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
-    worse = measure_difference("image", "AUROC", one.values["image/AUROC"], other.values["image/AUROC"], groups)
+    worse = measure_difference("image", "AUROC", one.values["image/AUROC"], other.values["image/AUROC"], groups, coverage=0.95)
     assert worse["value"] == pytest.approx(sklearn.metrics.roc_auc_score(labels, good) - sklearn.metrics.roc_auc_score(labels, bad))
     assert worse["low"] > 0
 
