@@ -88,9 +88,13 @@ class Lease:
             record = {**self._record, "expires_at": time.time() + self._lease_s}
             try:
                 self._version = conditional.replace(self._uri, _encode(record), self._version)
-                self._record = record
             except conditional.ConflictError:
-                self._lost = f"the lease {self._uri} was not renewed in time and is {_describe(_read(self._uri)[0])}"
+                record, self._version = _read(self._uri)
+                if record["nonce"] != self._record["nonce"]:
+                    self._lost = f"the lease {self._uri} was not renewed in time and is {_describe(record)}"
+                    return
+                # an earlier renewal arrived, and its answer did not
+            self._record = record
 
 
 @contextmanager
