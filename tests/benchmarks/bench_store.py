@@ -1,4 +1,5 @@
-"""A finished store of a million rows opened, shards written and read beside raw files, a manifest of a million rows appended.
+"""A finished store of a million rows opened, shards written and read beside raw files, a manifest of a million rows
+appended, its scores exported.
 
 `pytest -m benchmark -s tests/benchmarks/bench_store.py`, or run it as a script. Everything is measured on a disk and in a bucket of
 SeaweedFS on this machine, each in a process of its own; memory is what a call needs above what the process had before it.
@@ -13,21 +14,24 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from methods.evaluation.calibration import fit_empirical, fit_gamma, fit_tail, null_to_dict
 from storage import filesystems, object_stores
 from storage.archives import append_manifest
 from storage.manifest import write_manifest
+from storage.models import Bundle, write_bundle
 from storage.score_checks import verify_store
 from storage.scores import create_store, default_shard_rows, open_store
+from tasks.score_tools import export_archive
 from tests.servers import s3_server
 
 ROWS, MAP_PX = 1_000_000, 256
-FEW, MANY = 10_000, 1_000_000
+APPENDED = (10_000, 100_000, ROWS)
 REPEATS = 5
 MIB = 1 << 20
 
@@ -36,27 +40,42 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
-def measure(function: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:
-    """Seconds and MiB of a call in a new process, and what it returns."""
+class Measured(NamedTuple):
+    """Of one call in a new process: seconds by the clock and of the processor, MiB, and what it returned."""
+
+    seconds: float
+    cpu_s: float
+    mib: float
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s ({self.cpu_s:.2f} s of the processor), {self.mib:.0f} MiB"
+
+
+def measure(function: Callable[..., Any], *arguments: Any) -> Measured:
+    """Call in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (function, arguments))
 
 
-def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[float, float, Any]:
+def _measured(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    before, start = _memory_mib("VmRSS"), time.perf_counter()
+    before, start, cpu_start = _memory_mib("VmRSS"), time.perf_counter(), time.process_time()
     value = function(*arguments)
-    return time.perf_counter() - start, _memory_mib("VmHWM") - before, value
+    return Measured(time.perf_counter() - start, time.process_time() - cpu_start, _memory_mib("VmHWM") - before, value)
 
 
 def _memory_mib(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
-def write_finished_store(uri: str) -> None:
+def write_finished_store(uri: str, model_uri: str) -> None:
     """A store as the scoring leaves it; the first shard is written by the real code, the others are its files under their own names."""
     shard_rows = default_shard_rows(MAP_PX)
-    store = create_store(uri, rows=ROWS, map_size_px=MAP_PX, shard_rows=shard_rows, attributes={"model_digest": "m"})
+    nulls = [null_to_dict(fit(np.linspace(0.5, 2, 1000))) for fit in (fit_empirical, fit_gamma, fit_tail)]
+    model = write_bundle(model_uri, Bundle(tensors={"w": np.zeros(1)}, config={}, card={"calibration": {"nulls": nulls}}))
+    attributes = {"model_digest": model, "model_uri": model_uri}
+    store = create_store(uri, rows=ROWS, map_size_px=MAP_PX, shard_rows=shard_rows, attributes=attributes)
     last = store.shard_count - 1
     for shard in (0, last):
         count = len(store.rows_of(shard))
@@ -143,26 +162,33 @@ def append(archive: str, manifest: str, digest: str) -> int:
     return append_manifest(archive, manifest, digest).rows
 
 
+def export(archive: str, into: str) -> None:
+    export_archive(archive, into)
+
+
 def print_figures(folder: str, where: str) -> None:
-    store = f"{folder}/finished"
-    write_finished_store(store)
+    archive = f"{folder}/archive"
+    store = f"{archive}/scores/ae/v1"
+    write_finished_store(store, f"{folder}/bundle")
     for name, function in (("opened, nothing to do", find_nothing_to_do), ("verify --quick", count_problems)):
-        seconds, mib, count = measure(function, store)
-        assert count == 0
-        say(f"{where}: {ROWS} finished rows, {name}: {seconds:.2f} s, {mib:.0f} MiB")
-    _, _, rates = measure(write_and_read_shards, f"{folder}/shards")
-    say(f"{where}: " + ", ".join(f"{name} {rate:.2f}" if "to" in name else f"{name} {rate:.0f} MB/s" for name, rate in rates.items()))
+        found = measure(function, store)
+        assert found.value == 0
+        say(f"{where}: {ROWS} finished rows, {name}: {found}")
+    rates = measure(write_and_read_shards, f"{folder}/shards").value
+    say(
+        f"{where}: "
+        + ", ".join(f"{name} {rate:.2f}" if "to" in name.split() else f"{name} {rate:.0f} MB/s" for name, rate in rates.items())
+    )
     for kind in ("write", "read"):
         say(f"{where}: store / raw, {kind}: {rates[f'store, {kind}'] / rates[f'raw, {kind}']:.2f}")
-    peaks = {}
-    for rows in (FEW, MANY):
+    for rows in APPENDED:
         manifest = f"{folder}/manifest-{rows}.parquet"
         digest = write_long_manifest(manifest, rows)
-        seconds, peaks[rows], count = measure(append, f"{folder}/archive", manifest, digest)
-        assert count == rows
-        again, _, _ = measure(append, f"{folder}/archive", manifest, digest)
-        say(f"{where}: append_manifest to {rows} rows: {seconds:.1f} s, {peaks[rows]:.0f} MiB; again {again:.3f} s")
-    say(f"{where}: memory of {MANY} rows / {FEW} rows: {peaks[MANY] / peaks[FEW]:.2f}")
+        found = measure(append, archive, manifest, digest)
+        assert found.value == rows
+        say(f"{where}: append_manifest to {rows} rows: {found}; once more: {measure(append, archive, manifest, digest)}")
+    for suffix in ("parquet", "csv"):
+        say(f"{where}: export of {ROWS} rows to {suffix}: {measure(export, archive, f'{folder}/scores.{suffix}')}")
 
 
 @pytest.mark.benchmark
