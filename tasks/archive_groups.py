@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.events import emit_event
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.tasks import Task, exponential_backoff
 
 from storage.leases import Lease
@@ -45,10 +46,20 @@ class Scoring:
     bar: Bar
     cancelled: threading.Event
     started: float = field(default_factory=time.monotonic)
+    _warm: tuple[float, int] | None = None  # when the first shard was done, and its rows: what was before is loading
+
+    def advance(self, rows: int) -> None:
+        """So many rows are done."""
+        self.bar.advance(rows)
+        if self._warm is None:
+            self._warm = time.monotonic(), self.bar.done
 
     def rows_per_group(self) -> float:
         """At the rate so far; 0 while none is known."""
-        return max(_GROUP_S * self.bar.done / (time.monotonic() - self.started), self.bar.total / _GROUPS_MAX if self.bar.done else 0)
+        if self._warm is None or self.bar.done <= self._warm[1]:
+            return 0
+        rate = (self.bar.done - self._warm[1]) / (time.monotonic() - self._warm[0])
+        return max(_GROUP_S * rate, self.bar.total / _GROUPS_MAX)
 
 
 class ShardGroup:
@@ -95,7 +106,7 @@ def score_group(group: ShardGroup, scoring: Scoring) -> dict[str, int]:
     """
     try:
         for outcome in map_shards(group.jobs(), execution=scoring.execution):
-            scoring.bar.advance(group.note(outcome))
+            scoring.advance(group.note(outcome))
             scoring.lease.check()
             if scoring.cancelled.is_set():
                 break
@@ -107,27 +118,36 @@ def score_group(group: ShardGroup, scoring: Scoring) -> dict[str, int]:
 
 
 def score_groups(scoring: Scoring) -> None:
-    """Hand the pending shards to tasks, group by group; the first error is raised when the groups beside it are done."""
+    """Hand the pending shards to tasks, group by group; the first error is raised when the group beside it is done."""
 
     def submit(group: ShardGroup) -> PrefectFuture[Any]:
         for done in (False, True):  # asked for, and not taken from the cache
             steps.count("score shards", done=done)
         return score_group.submit(group, scoring)
 
-    for future in submit_few((partial(submit, group) for group in _cut(scoring)), at_once=_GROUPS_AT_ONCE):
-        future.result()
+    with submit_few((partial(submit, group) for group in cut_groups(scoring)), at_once=_GROUPS_AT_ONCE) as futures:
+        for future in futures:
+            future.result()
 
 
-def submit_few(calls: Iterable[Callable[[], PrefectFuture[Any]]], *, at_once: int) -> Iterator[PrefectFuture[Any]]:
-    """Futures as they are done, of calls that submit a task; no more than so many are under way."""
+@contextmanager
+def submit_few(calls: Iterable[Callable[[], PrefectFuture[Any]]], *, at_once: int) -> Iterator[Iterator[PrefectFuture[Any]]]:
+    """Futures as they are done, of calls that submit a task; no more than so many are under way, and none when the context ends."""
     running: list[PrefectFuture[Any]] = []
-    for call in calls:
-        running.append(call())
-        if len(running) == at_once:
-            done = next(as_completed(running))
-            running.remove(done)
-            yield done
-    yield from as_completed(running)
+
+    def follow() -> Iterator[PrefectFuture[Any]]:
+        for call in calls:
+            running.append(call())
+            if len(running) == at_once:
+                done = next(as_completed(running))
+                running.remove(done)
+                yield done
+        yield from as_completed(running)
+
+    try:
+        yield follow()
+    finally:
+        wait(running)
 
 
 def show_failures(slots: list[Slot], *, key: str) -> None:
@@ -168,7 +188,7 @@ def artifact_key(uri: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", uri.rpartition("://")[2].lower()).strip("-")[-80:].strip("-")
 
 
-def _cut(scoring: Scoring) -> Iterator[ShardGroup]:
+def cut_groups(scoring: Scoring) -> Iterator[ShardGroup]:
     """Groups, each cut when its turn comes, by the rate of those before."""
     work, first = scoring.work, 0
     while first < len(work.shards) and not scoring.cancelled.is_set():

@@ -175,7 +175,7 @@ def first_failures(slot: Slot, *, most: int) -> Iterator[dict[str, object]]:
     for shard in np.unique(failed // slot.store.shard_rows).tolist():
         for failure in slot.store.read_record(shard)["failures"]:
             if failure["row"] <= failed[-1]:
-                yield {"slot": slot.title, **failure}
+                yield {"slot": slot.title, **{name: failure[name] for name in ("row", "sample_id", "reason")}}
 
 
 def note_slides(archive: Archive, slot: Slot, slides: int) -> None:

@@ -42,8 +42,8 @@ def assemble_slides(archive: Archive, slots: list[Slot], config: SlideMapConfig,
 
     made = 0
     if slides:
-        with show_progress("map slides", len(slides) * len(slots)) as bar:
-            for future in submit_few(jobs(), at_once=_AT_ONCE):
+        with show_progress("map slides", len(slides) * len(slots)) as bar, submit_few(jobs(), at_once=_AT_ONCE) as futures:
+            for future in futures:
                 made += _is_made(future)
                 bar.advance()
     for slot in slots:
