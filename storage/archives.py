@@ -90,7 +90,7 @@ class Archive:
             ArchiveError: it is missing or was changed.
         """
         first, rows, sha256 = (self.parts[part][name] for name in ("first", "rows", "sha256"))
-        uri = filesystems.join(self.uri, *_part_path(self.parts[part]))
+        uri = self.part_uri(part)
         try:
             content = patiently(lambda: filesystems.read_bytes(uri), patience_s=_PATIENCE_S, what=uri)
         except FileNotFoundError:
@@ -98,6 +98,10 @@ class Archive:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ArchiveError(f"rows {first} to {first + rows - 1} of the archive were changed: {uri} is not what was written")
         return decode_manifest(content, columns=columns).set_index(pd.RangeIndex(first, first + rows))
+
+    def part_uri(self, part: int) -> str:
+        """Where the file of a part is."""
+        return filesystems.join(self.uri, *_part_path(self.parts[part]))
 
     def digest_at(self, rows: int) -> str | None:
         """The digest it had when it held so many rows; None if it never did."""

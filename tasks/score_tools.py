@@ -177,7 +177,10 @@ def _verify_rows(found: Verification, archive: Archive, failed: dict[str, dict[i
     if [part["first"] for part in archive.parts] != [0, *stops[:-1]] or stops[-1:] != [archive.rows]:
         found.problems.append(Problem("archive.json", f"its parts do not follow each other up to row {archive.rows - 1}"))
     if quick:
-        found.summary.append(f"{archive.rows} rows in {len(archive.parts)} files, which were not read")
+        there = filesystems.list_sizes(filesystems.join(archive.uri, "rows"))
+        parts = [archive.part_uri(part) for part in range(len(archive.parts))]
+        found.problems += [Problem("rows", f"{uri} is missing") for uri in parts if filesystems.name_of(uri) not in there]
+        found.summary.append(f"{archive.rows} rows in {len(parts)} files, which were listed and not read")
         return
     with show_progress("verify rows", len(archive.parts)) as bar:
         for part in range(len(archive.parts)):

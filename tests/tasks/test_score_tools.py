@@ -106,7 +106,9 @@ def test_a_quick_look_says_what_it_did_not_look_at(archive: Archive) -> None:
     found = verify_archive(archive.uri, slots=("ae",), quick=True)
     assert found.problems == []
     assert found.summary[0].endswith("files and records compared, values not decoded")
-    assert found.summary[1] == "11 rows in 2 files, which were not read"
+    assert found.summary[1] == "11 rows in 2 files, which were listed and not read"
+    part.unlink()
+    assert problems_of(archive.uri, quick=True) == [f"rows: {part} is missing"]
 
 
 def test_one_slot_is_looked_at_where_one_is_named(archive: Archive) -> None:
