@@ -49,11 +49,14 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 # ---- measuring
 
 
-def show(title: str, over: Sequence[float], under: Sequence[float], *, verdict: Callable[[float], str] = lambda ratio: "") -> None:
-    """Print the ratio of neighbouring measurements: median and range."""
+def show(
+    title: str, over: Sequence[float], under: Sequence[float], *, verdict: Callable[[float], str] = lambda ratio: "", unit: str = "s"
+) -> None:
+    """Print the ratio of neighbouring measurements, median and range, and the median of what stands below."""
     ratios = sorted(one / other for one, other in zip(over, under, strict=True))
-    print(f"  {title:<64} {median(ratios):6.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})  {median(under):7.1f} s  {verdict(median(ratios))}")  # noqa: T201
-    numbers = {"ratio": round(median(ratios), 4), "low": round(ratios[0], 4), "high": round(ratios[-1], 4), "s": round(median(under), 2)}
+    low, high = ratios[0], ratios[-1]
+    print(f"  {title:<64} {median(ratios):6.3f} ({low:.3f} to {high:.3f})  {median(under):7.1f} {unit}  {verdict(median(ratios))}")  # noqa: T201
+    numbers = {"ratio": round(median(ratios), 4), "low": round(low, 4), "high": round(high, 4), unit: round(median(under), 2)}
     print(json.dumps({"benchmark": f"scoring: {title}", "load": os.getloadavg()[0], **numbers}))  # noqa: T201
 
 
@@ -314,8 +317,7 @@ def test_print_a_workers_memory_at_ten_thousand_and_at_a_million_rows(tmp_path: 
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         peaks.append(float(done.stdout.splitlines()[-1]))
         print(f"\n{count} rows: {peaks[-1]:.0f} MiB, {1e6 * (time.perf_counter() - start) / count:.0f} µs a row")  # noqa: T201
-    verdict = at_most(MEMORY_TARGET)
-    show("a worker's peak memory at a million rows over ten thousand", peaks[1:], peaks[:1], verdict=verdict)
+    show("a worker's peak memory at a million rows over ten thousand", peaks[1:], peaks[:1], verdict=at_most(MEMORY_TARGET), unit="MiB")
 
 
 if __name__ == "__main__":
