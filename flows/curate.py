@@ -21,12 +21,13 @@ def curate(config: RunConfig) -> ManifestReference:
     if config.paint is not None:
         items = paint_items(items, paint=config.paint, store=config.store)
     batches = deal_batches(items, store=config.store)
+    del items  # of a large archive four times its manifest
     stain = prepare_stain(config.curation)
     futures = [
         tabulate.submit(batch, tiling=config.tiling, curation=config.curation, stain=stain, store=config.store, execution=config.execution)
         for batch in batches
     ]
-    with show_progress("curate", len(items)) as bar:
+    with show_progress("curate", sum(batch["items"] for batch in batches)) as bar:
         for future in as_completed(futures):
             bar.advance(future.result()["items"])
     tables = [future.result() for future in futures]

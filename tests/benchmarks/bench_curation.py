@@ -414,9 +414,11 @@ def measure_memory(folder: str, few: list[TableReference], tables: list[TableRef
     grown["survey"] = peak_bytes() - before
     batches = deal_batches(items, store=store)
     grown["deal"] = peak_bytes() - before
+    surveyed = len(items)
+    del items  # as the flow does
     manifest = assemble(tables, store)
     grown["assemble"] = peak_bytes() - before
-    assert len(items) == manifest["rows"] == 100 * len(batches)
+    assert surveyed == manifest["rows"] == 100 * len(batches)
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
     return {**grown, "manifest": int(rows.memory_usage(deep=True).sum())}
 
