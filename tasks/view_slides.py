@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from storage import filesystems
-from storage.heatmaps import open_heatmap, read_attributes
+from storage.heatmaps import heatmap_uri, open_heatmap, read_attributes, regions_uri
 from storage.slides import SlideReader
 from tasks.view_pictures import TILE_PX, DeepSlide
 from tasks.view_table import Layer
@@ -136,8 +136,6 @@ class ViewedSlide:
 
         Each has a name, rings of points and a box (left, top, width, height) in pixels of level 0, area_mm2, mean_score and max_score.
         """
-        from tasks.slide_maps import regions_uri
-
         heatmap = self._heatmap_uri(layer)
         if heatmap is None or not filesystems.exists(uri := regions_uri(heatmap)):
             return []
@@ -145,8 +143,6 @@ class ViewedSlide:
         return sorted(regions, key=lambda region: (region["name"], -(region["max_score"] or 0)))
 
     def _heatmap_uri(self, layer: int) -> str | None:
-        from tasks.slide_maps import heatmap_uri  # here, because it imports Prefect, which takes seconds
-
         folder, first = self._layers[layer].slides_uri, self._samples.iloc[0]
         return None if folder is None else heatmap_uri(folder, str(first["slide_id"]), str(first["sha256"]))
 

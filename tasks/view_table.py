@@ -69,7 +69,7 @@ class Columns:
             labels.append(part["label"].fillna(-1).to_numpy(np.int8))
             for name in _TEXTS:
                 texts[name].append(_as_text(part[name]).dictionary_encode())
-        self.sample_id = arrow.chunked_array(samples, arrow.large_string())
+        self.sample_id = arrow.chunked_array(samples, arrow.large_string()).combine_chunks()
         self.label = np.concatenate(labels)
         self.codes: dict[str, np.ndarray] = {}  # (N,) int32 into names, -1 where there is none
         self.names: dict[str, arrow.Array] = {}
@@ -231,7 +231,6 @@ class Table:
             "layers": [
                 {
                     "name": layer.name,
-                    "detector": layer.store.attributes["detector"],
                     "counts": layer.counts(),
                     "maps": layer.store.map_size_px is not None,
                     "colour_range": layer.colour_range,

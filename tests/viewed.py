@@ -12,12 +12,11 @@ import uvicorn
 
 from storage import filesystems
 from storage.archives import Archive, append_manifest
-from storage.heatmaps import HeatmapWriter, Outline, write_outlines
+from storage.heatmaps import HeatmapWriter, Outline, heatmap_uri, regions_uri, write_outlines
 from storage.manifest import read_manifest, sample_id, write_named
 from storage.models import Bundle, write_bundle
 from storage.scores import Failure, create_store
 from storage.slides import write_pyramid
-from tasks.slide_maps import heatmap_uri, regions_uri
 from tasks.view import make_app
 from tasks.view_source import Source
 from tests.archives import write_archive_pictures, write_manifest_of
