@@ -16,7 +16,7 @@ class Region:
     """One connected component of the pixels that reach the threshold; pixels that touch at a corner only are not connected.
 
     Attributes:
-        rings: the outline first, then the holes; each (n, 2) int64, x and y of corners of pixels, the first not repeated at the end. With y
+        rings: the outline first, then the holes; each (n, 2) int32, x and y of corners of pixels, the first not repeated at the end. With y
             upwards the outline runs counterclockwise and holes clockwise (RFC 7946's right-hand rule). None meets itself; two of a
             region may touch in single corners. Edges are as long as they can be.
         area_px: pixels of the component; those of holes are not among them.
@@ -179,7 +179,7 @@ def _join_rings(corners: _Corners) -> Iterator[tuple[int, tuple[np.ndarray, ...]
     beside = np.empty(len(x), np.int64)
     beside[by_column[::2]], beside[by_column[1::2]] = by_column[1::2], by_column[::2]
     order, starts = _follow(beside)
-    points = np.stack([x, y], 1)[order]
+    points = np.stack([x, y], 1).astype(np.int32)[order]
     rings: list[np.ndarray] = []
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         ring = points[start:stop]

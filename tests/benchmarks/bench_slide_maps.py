@@ -40,7 +40,7 @@ from tasks.slide_maps import SlideMapConfig, SlideMapJob, SlideMapReference, Sli
 from tasks.slide_rows import tabulate_slide
 from tests.archives import write_small_bundle
 
-SIDE_PX, TILE_PX, SPACING_UM, THRESHOLD = 100_000, 256, 0.25, 0.65
+SIDE_PX, TILE_PX, SPACING_UM, THRESHOLD = 100_000, 256, 0.25, 0.6
 LIMIT_MB = 2000
 SCORED_PX = 20_000
 ARITHMETIC = Arithmetic(batch_size=16)
@@ -103,7 +103,7 @@ def simulate(map_px: int) -> None:
             store_uri="none",
             slides_uri=folder,
             threshold=THRESHOLD,
-            least_area_um2=300,
+            least_area_um2=SlideMapConfig().least_area_um2,
         )
         wall, cpu = time.perf_counter(), time.process_time()
         made = write_slide_map(job)
@@ -118,6 +118,7 @@ def simulate(map_px: int) -> None:
             "regions": made["regions"],
             "files": len(files),
             "written_mb": sum(path.stat().st_size for path in files) / 1e6,
+            "regions_mb": Path(made["regions_uri"]).stat().st_size / 1e6,
             "seconds": wall,
             "cpu_seconds": cpu,
             "before_mb": before_mb,
