@@ -1,9 +1,10 @@
 """What docs/scale.md counts with: `pytest -s -m benchmark tests/benchmarks/bench_limits.py`.
 
-Calls a second through the executor, task runs a second through Prefect's API, S3 requests and objects of a shard, seconds and bytes of an
-archive's own manifest.
+Seconds of the processor and bytes of a picture, calls a second through the executor, task runs a second through Prefect's API, S3 requests
+and objects of a shard, seconds and bytes of an archive's own manifest.
 """
 
+import io
 import os
 import time
 from collections import Counter
@@ -13,18 +14,60 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
+from skimage import data
 
+from methods.detectors.patchcore import PatchCoreConfig
+from methods.detectors.registry import build_detector
 from storage import filesystems
 from storage.archives import PART_ROWS, append_manifest, open_archive
-from storage.manifest import sample_id, write_named
+from storage.manifest import read_manifest, sample_id, write_named
 from storage.scores import create_store, default_shard_rows, open_store
-from tasks.execution import ExecutionConfig, executor_for
+from tasks.execution import ExecutionConfig, executor_for, keep_freed_memory
+from tasks.samples import read_samples, to_tensor
+from tests.archives import write_manifest_of
 from tests.faults.proxy import Proxy, disturbing_proxy
 from tests.servers import as_client, s3_server
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1200)]
 
-CALLS, TASK_RUNS, SHARDS, ARCHIVE_ROWS, MAP_SIZE_PX = 5000, 300, 3, 200_000, 256
+PICTURES, CALLS, TASK_RUNS, SHARDS, ARCHIVE_ROWS, MAP_SIZE_PX = 64, 5000, 300, 3, 200_000, 256
+
+
+def test_print_what_a_picture_takes(tmp_path: Path) -> None:
+    """Pieces of real tissue; seconds of the processor on one thread, which a busy machine changes least."""
+    (tmp_path / "pictures").mkdir()
+    tissue, rng = data.immunohistochemistry(), np.random.default_rng(0)
+    for number in range(PICTURES):
+        pixels = np.roll(tissue, rng.integers(0, 512, 2), (0, 1))
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:03d}.jpg", quality=90)
+    rows = read_manifest(write_manifest_of(tmp_path / "pictures")[0]).to_dict("records")
+    detector = build_detector(PatchCoreConfig(input_size_px=MAP_SIZE_PX, memory_size=1024, candidates=20_000))
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    started = time.process_time()
+    images = to_tensor(np.stack([pixels[MAP_SIZE_PX] for row in rows for pixels in read_samples([row], [MAP_SIZE_PX])]))  # type: ignore[index]
+    read_s = time.process_time() - started
+    with torch.inference_mode():
+        detector.observe(images[:16])
+        detector.conclude(torch.Generator().manual_seed(0))
+        batches = images.split(8)
+        detector.score(batches[0])
+        started = time.process_time()
+        scores = [detector.score(batch) for batch in batches]
+        scored_s = time.process_time() - started
+    show(f"a JPEG of 512² read and resized to {MAP_SIZE_PX}²: {1000 * read_s / PICTURES:.1f} ms")
+    show(f"scored by PatchCore: {1000 * scored_s / PICTURES:.1f} ms")
+    maps = torch.cat([one.pixel for one in scores]).numpy().astype(np.float16)
+    store = create_store(str(tmp_path / "scores"), rows=PICTURES, map_size_px=MAP_SIZE_PX, shard_rows=PICTURES, attributes={})
+    started = time.process_time()
+    store.write_shard(0, image=torch.cat([one.image for one in scores]).numpy(), maps=maps, failures=[])
+    written_s = time.process_time() - started
+    stored = sum(filesystems.list_sizes(str(tmp_path / "scores" / "anomaly_map")).values())
+    show(
+        f"written: {1000 * written_s / PICTURES:.1f} ms; its map: {stored / PICTURES / 1024:.0f} of {maps.nbytes / PICTURES / 1024:.0f} KiB"
+    )
 
 
 def test_print_calls_a_second_through_the_executor() -> None:
@@ -61,6 +104,14 @@ def test_print_s3_requests_of_a_shard(tmp_path: Path) -> None:
         disturbing_proxy(server.endpoint) as proxy,
         as_client(replace(server, endpoint=proxy.endpoint)),
     ):
+        picture = f"{server.bucket}/picture.png"
+        buffer = io.BytesIO()
+        Image.fromarray(data.immunohistochemistry()).save(buffer, "PNG")
+        filesystems.write_bytes(picture, buffer.getvalue())
+        proxy.asked.clear()
+        box = {"level": 0, "x_px": 0, "y_px": 0, "width_px": 512, "height_px": 512}
+        read_samples([{"uri": picture, "sha256": "", **box}], [MAP_SIZE_PX])
+        show(f"reading a picture: {describe(proxy, per=1)}")
         uri = f"{server.bucket}/scores"
         create_store(uri, rows=SHARDS * shard_rows, map_size_px=MAP_SIZE_PX, shard_rows=shard_rows, attributes={})
         proxy.asked.clear()

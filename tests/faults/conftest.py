@@ -48,7 +48,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 @pytest.fixture(scope="session")
 def undisturbed(scene: Scene) -> ScoreStore:
     """What every archive must hold in the end."""
-    scoring = Scoring(scene, "undisturbed")
+    scoring = Scoring(scene, "undisturbed", options=("--execution", "process"))
     scoring.finish()
     scoring.verify()
     return scoring.scores()
@@ -65,6 +65,16 @@ def object_store(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Iter
         manifest, _ = write_named(server.bucket, rows.assign(uri=names), manifest=slice(None))["manifest"]
         environment = replace(server, endpoint=proxy.endpoint).environment(scene.environment)
         yield ObjectStore(server, proxy, manifest, environment)
+
+
+@pytest.fixture
+def scoring(request: pytest.FixtureRequest, scene: Scene) -> Scoring:
+    """On the store that the test's parameter names, local or S3; the server is started by the first that needs it."""
+    name = request.node.originalname.removeprefix("test_")
+    if request.param == "local":
+        return Scoring(scene, name)
+    store: ObjectStore = request.getfixturevalue("object_store")
+    return store.scoring(scene, name)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,13 +17,14 @@ import psutil
 
 from storage.archives import open_archive
 from storage.scores import ScoreStore, open_store
+from tasks.score_tools import verify_archive
 from tests.command import NORMASCOPE
 
 ON_PATH = os.pathsep.join(str(Path(__file__).parents[2] / folder) for folder in ("tests/faults/inject", "."))
 SAMPLES, SHARD_ROWS, WORKERS = 240, 8, 2
 SHARDS_IN_FLIGHT = 2 * WORKERS  # one is read or written while the other is scored
 _DELAY_S = 0.1  # that a sample takes longer to be read, so that there is a middle
-_WAIT_S = 300
+_WAIT_S = 600
 
 
 class Event(NamedTuple):
@@ -105,6 +107,11 @@ class Scoring:
         """What the command wrote to the terminal at its first, second … or last start."""
         return (self._place / f"{start or self._logs}.log").read_text()
 
+    def api_url(self) -> str:
+        """Of the Prefect server that the command records on."""
+        (address,) = re.findall(r"^Prefect UI: (\S+)$", self.said(), re.MULTILINE)
+        return f"{address}/api"
+
     def finish(self, process: subprocess.Popen[bytes] | None = None, *, timeout_s: float = _WAIT_S) -> None:
         """Run to a good end, or wait for one that was begun."""
         code = (process or self.start()).wait(timeout=timeout_s)
@@ -141,11 +148,8 @@ class Scoring:
         return open_store(archive.scores_uri(slot, versions[-1]))
 
     def verify(self) -> None:
-        """The command's own proof."""
-        proof = subprocess.run(
-            [*NORMASCOPE, "scores", "verify", self.archive], env=self.environment, cwd=self.scene.folder, capture_output=True, text=True
-        )
-        assert proof.returncode == 0, proof.stdout + proof.stderr
+        """What `normascope scores verify` does."""
+        assert verify_archive(self.archive).problems == []
 
     def in_flight(self, at_s: float) -> set[int]:
         """Shards of which at least one sample had been read, and that were not written yet."""
@@ -158,7 +162,7 @@ class Scoring:
 
         Args:
             fault: its name in the table.
-            fault_s: when it came, in seconds since the epoch.
+            fault_s: when it had come, in seconds since the epoch.
             again_s: when the command was given again, where it had ended; recovery counts from here.
         """
         events = self.events()
@@ -200,13 +204,12 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> float:
-    """SIGKILL, and wait until its workers have noticed that they are alone; returns when it was killed."""
+    """SIGKILL; returns when its workers have noticed that they are alone, and what was in flight is known."""
     workers = workers_of(process)
-    moment = time.time()
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(workers)
-    return moment
+    return time.time()
 
 
 def wait_until_gone(workers: list[psutil.Process]) -> None:

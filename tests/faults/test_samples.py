@@ -6,7 +6,7 @@ import pytest
 from storage.scores import FAILED, SCORED, ScoreStore
 from tests.faults.harness import SHARD_ROWS, Cost, Scene, Scoring
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 POISON_ROW, READ_S = 100, 5
 
