@@ -251,7 +251,9 @@ def _tally(bits: Any, masks: Any, rows: Any, keys: Any, table: Any) -> Any:  # p
     lowest, highest, unfit = _VALUES - 1, 0, 0
     size = bits.shape[1]
     for row in rows:
-        low, high, marked = np.uint16(0xFFFF), np.uint16(0), np.uint8(0)
+        low: Any = np.uint16(0xFFFF)
+        high: Any = np.uint16(0)
+        marked = np.uint8(0)
         for i in range(size):  # a loop of its own, in vectors
             b = bits[row, i]
             key = np.uint16(b ^ (np.uint16(0xFFFF) if b & np.uint16(0x8000) else np.uint16(0x8000)))
