@@ -168,8 +168,9 @@ def _is_dead(record: dict[str, Any]) -> bool:
     if record["space"] != _process_space():
         return False
     try:
-        # a process number is given again; the time at which it began is not
-        return bool(abs(psutil.Process(record["pid"]).create_time() - record["started"]) > 1)
+        process = psutil.Process(record["pid"])
+        # a process number is given again; the time at which it began is not. A zombie is dead: in a container often nobody takes note
+        return process.status() == psutil.STATUS_ZOMBIE or bool(abs(process.create_time() - record["started"]) > 1)
     except psutil.NoSuchProcess:
         return True
 

@@ -114,8 +114,13 @@ class ScoreStore:
     def list_files(self) -> dict[str, dict[str, int]]:
         """Bytes of the files of each array and of `records`, by their paths in its folder."""
         names = [*self.arrays, "records"]
+
+        def list_one(name: str) -> dict[str, int]:
+            # a listing that breaks off in the middle is not asked for again by obstore
+            return patiently(lambda: filesystems.list_sizes(filesystems.join(self.uri, name)), patience_s=_PATIENCE_S, what=self.uri)
+
         with ThreadPoolExecutor(len(names)) as pool:
-            return dict(zip(names, pool.map(lambda name: filesystems.list_sizes(filesystems.join(self.uri, name)), names), strict=True))
+            return dict(zip(names, pool.map(list_one, names), strict=True))
 
     def write_shard(
         self, shard: int, *, image: np.ndarray, maps: np.ndarray | None, failures: list[Failure], patience_s: float = _PATIENCE_S
@@ -249,8 +254,11 @@ class ScoreStore:
         return pd.DataFrame(found, columns=["row", "sample_id", "reason"])
 
     def _read(self, name: str, where: slice) -> np.ndarray:
-        with object_stores.explained(self.uri):
-            return np.array(self.arrays[name][where])
+        def read() -> np.ndarray:
+            with object_stores.explained(self.uri):
+                return np.array(self.arrays[name][where])
+
+        return patiently(read, patience_s=_PATIENCE_S, what=self.uri)
 
     def _read_record(self, name: str) -> dict[str, Any]:
         return dict(filesystems.read_json(filesystems.join(self.uri, "records", name)))
@@ -319,7 +327,7 @@ def open_store(uri: str, *, expected: dict[str, Any] | None = None) -> ScoreStor
     Raises:
         ScoreStoreError: nothing there, another schema, or attributes that differ from `expected`.
     """
-    attributes = _read_attributes(uri)
+    attributes = patiently(lambda: _read_attributes(uri), patience_s=_PATIENCE_S, what=uri)
     if "schema_version" not in attributes:
         raise ScoreStoreError(f"no score store at {uri}; run `normascope score` first")
     wanted = {"schema_version": SCHEMA_VERSION, **(expected or {})}
@@ -327,7 +335,7 @@ def open_store(uri: str, *, expected: dict[str, Any] | None = None) -> ScoreStor
     if differing:
         lines = "; ".join(f"{name}: this run has {ours}, the store {theirs}" for name, (ours, theirs) in sorted(differing.items()))
         raise ScoreStoreError(f"the score store {uri} belongs to another run ({lines}). Scores are never mixed: use another store")
-    return ScoreStore(uri)
+    return patiently(lambda: ScoreStore(uri), patience_s=_PATIENCE_S, what=uri)
 
 
 def list_stores(uri: str) -> list[str]:
