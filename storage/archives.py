@@ -110,9 +110,12 @@ class Archive:
 
     def slots(self) -> dict[str, list[int]]:
         """Versions, ascending, of the score stores by slot."""
-        found = {
-            filesystems.name_of(folder): list_stores(folder) for folder in filesystems.list_folders(filesystems.join(self.uri, "scores"))
-        }
+
+        def look() -> dict[str, list[str]]:
+            folders = filesystems.list_folders(filesystems.join(self.uri, "scores"))
+            return {filesystems.name_of(folder): list_stores(folder) for folder in folders}
+
+        found = patiently(look, patience_s=_PATIENCE_S, what=self.uri)
         numbers = {
             slot: sorted(int(match[1]) for uri in uris if (match := _VERSION.fullmatch(filesystems.name_of(uri))))
             for slot, uris in found.items()

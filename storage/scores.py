@@ -311,13 +311,18 @@ def create_store(
     if rows < 1:
         raise ScoreStoreError("a score store needs at least one row: the manifest is empty")
     expected = {**attributes, "schema_version": SCHEMA_VERSION, "shard_rows": shard_rows, "map_size_px": map_size_px}
-    if not _is_complete(uri):
+
+    def make() -> None:
+        if _is_complete(uri):
+            return
         documents = _draw(rows, map_size_px, shard_rows, {**(notes or {}), **expected, "rows": rows})
         group = documents.pop(_METADATA)
         for path, document in documents.items():
             filesystems.write_bytes(filesystems.join(uri, path), document)
         with suppress(FileExistsError):  # another process was faster
             conditional.create(filesystems.join(uri, _METADATA), group)  # last: without it there is no store
+
+    patiently(make, patience_s=_PATIENCE_S, what=uri)
     return open_store(uri, expected=expected)
 
 
