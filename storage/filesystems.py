@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import stat
@@ -139,6 +140,11 @@ def open_for_reading(uri: str, *, ahead_bytes: int | None = None) -> Any:
         return Path(uri).open("rb")
     fs, path = _open_store(uri)
     return fs.open(path, "rb", block_size=ahead_bytes)
+
+
+def open_whole(uri: str) -> Any:
+    """A binary file object of a file that will be read to its end: from a bucket one request, where one that seeks takes two and more."""
+    return io.BytesIO(read_bytes(uri)) if object_stores.is_object_store(uri) else open_for_reading(uri)
 
 
 @_explained

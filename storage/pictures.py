@@ -11,7 +11,7 @@ def read_picture(uri: str, *, frame: str | None, sha256: str) -> NDArray[np.uint
     """Read a picture, (H, W, 3) uint8 RGB; see `decode_picture`."""
     if frame is not None:
         return frames.read_frame(uri, frame, sha256=sha256)
-    with filesystems.open_for_reading(uri) as file:
+    with filesystems.open_whole(uri) as file:
         return dicom.read_dicom(file) if is_dicom(uri) else images.read_image(file)
 
 
@@ -32,7 +32,7 @@ def decode_picture(uri: str, *, frame: str | None, sha256: str) -> Image.Image:
     """
     if frame is not None or is_dicom(uri):
         return Image.fromarray(read_picture(uri, frame=frame, sha256=sha256))
-    with filesystems.open_for_reading(uri) as file:
+    with filesystems.open_whole(uri) as file:
         return images.decode_image(file)
 
 

@@ -24,6 +24,8 @@ R = TypeVar("R")
 PATIENCE_S = 120.0  # a store that does not answer is asked again for so long; a sample is never failed for it
 _COLUMNS = ("sample_id", "uri", "frame", "sha256", "level", "x_px", "y_px", "width_px", "height_px", "transform", "excluded")
 _DAMAGED = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)  # of a local file, which waiting does not mend
+# what a bucket's server or its client says of keys; of one object it says AccessDenied, and that is a failed sample
+_KEYS = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "RequestTimeTooSkewed", "Credential", "ProfileNotFound")
 _opening = Lock()
 
 Record = Mapping[Any, Any]  # a row's values by column, None where there is none
@@ -88,6 +90,7 @@ def read_piece(records: Sequence[Record], piece: Piece, sizes_px: Sequence[int])
     """The samples of a piece, or why there are none.
 
     Raises:
+        PermissionError: keys have expired or are wrong: nothing is known of the samples either.
         OSError: a store did not answer for two minutes: nothing is known of the samples.
     """
     chosen = [records[position] for position in piece.positions]
@@ -97,6 +100,8 @@ def read_piece(records: Sequence[Record], piece: Piece, sizes_px: Sequence[int])
     try:
         samples = patiently(lambda: read_samples(chosen, sizes_px), patience_s=PATIENCE_S, what=first["uri"])
     except READ_ERRORS as error:
+        if isinstance(error, PermissionError) and _refuses_all(error):
+            raise
         return [str(error)] * len(chosen)
     except OSError as error:
         if error.errno not in _DAMAGED:
@@ -129,6 +134,17 @@ def read_ahead(
         finally:
             for _, _, future in waiting:
                 future.cancel()
+
+
+def _refuses_all(error: BaseException | None) -> bool:
+    """Whether it is the keys that are refused: s3fs's cause holds the server's code, obstore's its whole answer."""
+    while error is not None:
+        code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+        answer = str(error) if type(error).__module__.startswith("obstore") else ""
+        if any(key in f"{type(error).__name__} {code} {answer}" for key in _KEYS):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _held_bytes(records: Sequence[Record], sizes_px: Sequence[int]) -> int:

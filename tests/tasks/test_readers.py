@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from storage import filesystems
 from storage.archives import append_manifest
 from storage.manifest import read_manifest
 from tasks import readers, samples
@@ -15,6 +16,7 @@ from tasks.readers import Piece, Record, cut_pieces, join_pieces, read_ahead, re
 from tasks.references import RowsReference
 from tasks.samples import read_sample
 from tests.archives import write_archive_pictures, write_manifest_of
+from tests.servers import as_client, s3_server
 
 
 @pytest.fixture
@@ -153,3 +155,30 @@ def test_a_disk_that_cannot_read_a_file_fails_its_sample(rows: RowsReference, mo
 
     monkeypatch.setattr(readers, "read_samples", refuse)
     assert "Input/output error" in read_piece(read_records(rows, 0, 1), Piece([0], 1), [32])[0]
+
+
+@pytest.mark.slow
+def test_keys_that_a_bucket_refuses_stop_the_run_and_fail_no_sample(tmp_path: Path) -> None:
+    with s3_server(tmp_path / "server") as server:
+        folder = write_archive_pictures(tmp_path / "pictures", 2)
+        uri, digest = write_manifest_of(folder)
+        records = read_records(RowsReference(uri=uri, digest=digest), 0, 1)
+        there = f"{server.bucket}/picture.jpg"
+        filesystems.write_bytes(there, Path(records[0]["uri"]).read_bytes())
+        moved = [{**records[0], "uri": there}]
+        (piece,) = cut_pieces(moved, [0], [16])
+        assert isinstance(read_piece(moved, piece, [16])[0], dict)
+        with as_client(server, secret_key="wrong"), pytest.raises(PermissionError, match="no access"):
+            read_piece(moved, piece, [16])
+
+
+def test_an_object_that_a_bucket_refuses_fails_its_sample(rows: RowsReference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        denied = RuntimeError()
+        denied.response = {"Error": {"Code": "AccessDenied"}}  # type: ignore[attr-defined]
+        raise PermissionError("s3://archive/secret.jpg: the object store gives no access") from denied
+
+    monkeypatch.setattr(readers, "read_samples", refuse)
+    records = read_records(rows, 0, 1)
+    (piece,) = cut_pieces(records, [0], [16])
+    assert "no access" in str(read_piece(records, piece, [16])[0])
