@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ class Scene:
     manifest: str
     bundle: str
     environment: Mapping[str, str]
-    places: dict[str, int] = field(default_factory=dict)  # row by sample
+    places: Mapping[str, int]  # row by sample
 
 
 class Scoring:
@@ -157,18 +157,16 @@ class Scoring:
         begun = {self._shard_of(event) for event in before if event.name == "read"}
         return begun - {int(event.what) for event in before if event.name == "wrote"}
 
-    def cost(self, fault: str, *, fault_s: float, again_s: float | None = None) -> Cost:
+    def cost(self, fault: str, *, fault_s: float) -> Cost:
         """What a fault cost: samples read again, shards written again, and the time until all that was in flight was written.
 
         Args:
             fault: its name in the table.
-            fault_s: when it had come, in seconds since the epoch.
-            again_s: when the command was given again, where it had ended; recovery counts from here.
+            fault_s: when it had come, in seconds since the epoch; where the run had ended, just before the command was given again.
         """
         events = self.events()
         reads = Counter(event.what for event in events if event.name == "read")
         wrote = Counter(event.what for event in events if event.name == "wrote")
-        from_s = again_s or fault_s
         waited_for = self.in_flight(fault_s)
         after = [event for event in events if event.name == "wrote" and event.time_s >= fault_s]
         back_s = [min(event.time_s for event in after if int(event.what) == shard) for shard in waited_for]
@@ -178,7 +176,7 @@ class Scoring:
             SAMPLES,
             lost=reads.total() - len(reads),
             done_twice=wrote.total() - len(wrote),
-            recovery_s=max(back_s, default=from_s) - from_s,
+            recovery_s=max(back_s, default=fault_s) - fault_s,
         )
 
     def shards_begun_again(self) -> set[int]:

@@ -66,13 +66,13 @@ def test_a_full_disk_stops_with_a_reason_and_the_next_run_goes_on(scene: Scene, 
         assert "disk is full" in scoring.said()
         assert 0 < sum(event.name == "wrote" for event in scoring.events()) < undisturbed.shard_count
         disk.grow("64m")
-        again_s = time.time()
         scoring.finish(scoring.start(through=disk.enter))
-        costs.append(scoring.cost("a full disk", fault_s=fault_s, again_s=again_s))
+        costs.append(scoring.cost("a full disk", fault_s=fault_s))
         scoring.archive = f"/proc/{disk.holder.pid}/root{scoring.archive}"  # the disk is seen by its own processes only
         conclude(scoring, undisturbed)
         assert not list(Path(scoring.archive).rglob("*.partial"))
-        assert len(scoring.shards_begun_again()) <= SHARDS_IN_FLIGHT
+        # of two groups of shards one stops first; what the other begins until it stops too is lost as well
+        assert len(scoring.shards_begun_again()) <= 2 * SHARDS_IN_FLIGHT
 
 
 def conclude(scoring: Scoring, undisturbed: ScoreStore) -> None:
