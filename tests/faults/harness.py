@@ -169,7 +169,8 @@ class Scoring:
         wrote = Counter(event.what for event in events if event.name == "wrote")
         waited_for = self.in_flight(fault_s)
         after = [event for event in events if event.name == "wrote" and event.time_s >= fault_s]
-        back_s = [min(event.time_s for event in after if int(event.what) == shard) for shard in waited_for]
+        # a shard that was written when its worker was killed, who could not note it any more, is not written again
+        back_s = [min((event.time_s for event in after if int(event.what) == shard), default=fault_s) for shard in waited_for]
         return Cost(
             fault,
             self.store,

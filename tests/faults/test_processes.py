@@ -64,7 +64,7 @@ def test_cancelled_in_the_ui(scene: Scene, undisturbed: ScoreStore, costs: list[
     scoring = Scoring(scene, "cancelled")
     process = scoring.start_and_wait()
     workers = workers_of(process)
-    cancel_running_flow(scoring.api_url())
+    cancel_in_the_ui(scoring)
     assert process.wait(timeout=60) == CANCELLED, scoring.said()
     wait_until_gone(workers)
     fault_s = time.time()
@@ -84,7 +84,8 @@ def test_sigkill_of_the_scheduler(scene: Scene, undisturbed: ScoreStore, costs: 
         fault_s = time.time()
         scheduler.kill()
         scheduler.wait()
-        with dask(*at_address, environment=scoring.environment):
+        # `dask worker` ends with its scheduler; whoever keeps them running (systemd, Kubernetes) starts both again
+        with dask(*at_address, environment=scoring.environment), dask(*workers, environment=scoring.environment):
             scoring.finish(process)
     costs.append(scoring.cost("SIGKILL of the scheduler", fault_s=fault_s))
     conclude(scoring, undisturbed, fault_s=fault_s)
@@ -104,9 +105,9 @@ def dask(*arguments: str, environment: dict[str, str]) -> Iterator[subprocess.Po
             process.wait()
 
 
-def cancel_running_flow(api_url: str) -> None:
-    """What the button in the UI does."""
-    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "parent_task_run_id": {"is_null_": True}}}
-    (flow_run,) = httpx.post(f"{api_url}/flow_runs/filter", json=running).raise_for_status().json()
+def cancel_in_the_ui(scoring: Scoring) -> None:
+    """What the button does; flows that were killed are still running there, with other archives in their names."""
+    running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "name": {"any_": [f"score {scoring.archive}"]}}}
+    (flow_run,) = httpx.post(f"{scoring.api_url()}/flow_runs/filter", json=running).raise_for_status().json()
     state = {"type": "CANCELLING", "name": "Cancelling"}
-    httpx.post(f"{api_url}/flow_runs/{flow_run['id']}/set_state", json={"state": state}).raise_for_status()
+    httpx.post(f"{scoring.api_url()}/flow_runs/{flow_run['id']}/set_state", json={"state": state}).raise_for_status()
