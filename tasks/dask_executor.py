@@ -288,7 +288,7 @@ def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
         "silence_logs": logging.CRITICAL,  # of what a worker says of its own end; what matters the nanny and the scheduler say here
     }
     workers = {number: {"cls": Nanny, "options": {**options, "env": env}} for number, env in enumerate(environments)}
-    scheduler = {"host": "127.0.0.1", "dashboard": False, "allowed_failures": _ALLOWED_FAILURES}
+    scheduler = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": _ALLOWED_FAILURES}
     return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=workers, silence_logs=logging.WARNING)
 
 
