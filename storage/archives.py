@@ -23,7 +23,15 @@ import pandas as pd
 import pyarrow as arrow
 
 from storage import conditional, filesystems
-from storage.manifest import ManifestError, count_manifest, decode_manifest, encode_manifest, iterate_manifest, validate_manifest
+from storage.manifest import (
+    ManifestError,
+    count_manifest,
+    decode_manifest,
+    encode_manifest,
+    iterate_manifest,
+    read_manifest,
+    validate_manifest,
+)
 from storage.patience import patiently
 from storage.scores import list_stores
 
@@ -138,6 +146,46 @@ class Archive:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(part)
             return self._kept[part]
+
+
+class ManifestRows:
+    """A manifest in memory, whose rows are read as an archive's are: all of them are its one part.
+
+    Attributes:
+        digest: of its file.
+        parts: first row of each part.
+    """
+
+    def __init__(self, uri: str, digest: str) -> None:
+        """Read it.
+
+        Raises:
+            ManifestError: as `storage.manifest.read_manifest`.
+        """
+        self._table = read_manifest(uri, digest=digest)
+        self.digest = digest
+        self.parts: list[dict[str, Any]] = [{"first": 0}]
+
+    def read_rows(self, first: int, stop: int) -> pd.DataFrame:
+        """Rows first … stop - 1."""
+        return self._table.iloc[first:stop]
+
+    def read_part(self, part: int, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """All rows."""
+        return self._table[list(columns or self._table.columns)]
+
+    def iterate_rows(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+        """All rows at once."""
+        yield self.read_part(0, columns=columns)
+
+
+def open_rows(uri: str, digest: str) -> Archive | ManifestRows:
+    """The rows of a manifest (a .parquet file) or of an archive.
+
+    Raises:
+        ManifestError, ArchiveError: another content than the digest names.
+    """
+    return ManifestRows(uri, digest) if uri.endswith(".parquet") else open_archive(uri, digest=digest)
 
 
 def open_archive(uri: str, *, digest: str | None = None) -> Archive:

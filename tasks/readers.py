@@ -10,10 +10,8 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 
-from storage.archives import Archive, open_archive
-from storage.manifest import read_manifest
+from storage.archives import Archive, ManifestRows, open_rows
 from storage.patience import patiently
 from tasks.references import RowsReference
 from tasks.samples import READ_ERRORS, is_of_slide, read_samples
@@ -53,7 +51,7 @@ def read_records(rows: RowsReference, first: int, stop: int) -> list[Record]:
     """
     with _opening:
         source = _open_rows(rows["uri"], rows["digest"])
-    table = source.read_rows(first, stop) if isinstance(source, Archive) else source.iloc[first:stop]
+    table = source.read_rows(first, stop)
     columns = [table[name].astype(object).where(table[name].notna(), None).tolist() for name in _COLUMNS]
     return [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
 
@@ -160,5 +158,5 @@ def _is_of_slide(record: Record) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _open_rows(uri: str, digest: str) -> pd.DataFrame | Archive:
-    return read_manifest(uri, digest=digest) if uri.endswith(".parquet") else open_archive(uri, digest=digest)
+def _open_rows(uri: str, digest: str) -> Archive | ManifestRows:
+    return open_rows(uri, digest)

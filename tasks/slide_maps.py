@@ -1,7 +1,7 @@
 """The scores of a slide's tiles → its heatmap in slide coordinates and the regions above a threshold."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
@@ -17,9 +17,8 @@ from typing_extensions import TypedDict  # pydantic asks for this one below Pyth
 
 from methods.heatmaps import SLAB_ROWS, Mosaic, Pyramid, cast
 from methods.regions import Region, RegionTracer
-from storage.archives import Archive, open_archive
+from storage.archives import Archive, ManifestRows, open_rows
 from storage.heatmaps import BAND_PX, HeatmapWriter, Outline, heatmap_uri, read_attributes, regions_uri, write_outlines
-from storage.manifest import read_manifest
 from storage.models import read_bundle
 from storage.scores import ScoreStore, open_store
 from storage.slides import SlideReader, open_slide
@@ -318,20 +317,7 @@ def _read_tiles(job: SlideMapJob, records: list[dict[str, Any]]) -> pd.DataFrame
     return tiles.assign(failed=tiles["row"].isin(failed))
 
 
-class _ManifestRows:
-    """The rows of a manifest, read as those of an archive are."""
-
-    def __init__(self, rows: RowsReference) -> None:
-        self._table = read_manifest(rows["uri"], digest=rows["digest"])
-
-    def read_rows(self, first: int, stop: int) -> pd.DataFrame:
-        return self._table.iloc[first:stop]
-
-    def iterate_rows(self, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
-        yield self._table[list(columns)]
-
-
 @lru_cache(maxsize=1)
-def _open_rows(uri: str, digest: str) -> Archive | _ManifestRows:
+def _open_rows(uri: str, digest: str) -> Archive | ManifestRows:
     """Kept for the next slide."""
-    return _ManifestRows(RowsReference(uri=uri, digest=digest)) if uri.endswith(".parquet") else open_archive(uri, digest=digest)
+    return open_rows(uri, digest)

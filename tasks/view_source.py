@@ -3,7 +3,6 @@
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -11,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from storage import filesystems
-from storage.archives import open_archive
-from storage.manifest import read_manifest
+from storage.archives import ManifestRows, open_archive
 from storage.models import BundleError, read_bundle
 from storage.scores import PENDING, SCORED, ScoreStore, list_stores, open_store
 from tasks.samples import Row
@@ -23,27 +21,6 @@ from tasks.view_table import SHOWN_COLUMNS, Columns, Layer, Rows, Table
 _LEAST_AGE_S = 2.0  # what was read more recently is not read again
 _SAMPLES_KEPT = 4096
 _SLIDES_KEPT = 4
-
-
-class ManifestRows:
-    """The rows of one manifest, in memory."""
-
-    def __init__(self, uri: str, digest: str) -> None:
-        self._table = read_manifest(uri, digest=digest)
-        self.digest = digest
-        self.parts: list[dict[str, Any]] = [{"first": 0}]
-
-    def read_rows(self, first: int, stop: int) -> pd.DataFrame:
-        """Rows [first, stop)."""
-        return self._table.iloc[first:stop]
-
-    def read_part(self, part: int, *, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """All rows: there is one part."""
-        return self._table[list(columns or self._table.columns)]
-
-    def iterate_rows(self, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
-        """All rows at once."""
-        yield self.read_part(0, columns=columns)
 
 
 class _Place(NamedTuple):
