@@ -72,6 +72,7 @@ class DaskExecutor:
         waiting = iter(items)
         flight: _Flight[T] = _Flight(self._connect(), partial(call, function, self._config.threads), together, rescued=rescue is not None)
         try:
+            flight.find_workers()
             while True:
                 while flight.has_room() and (item := next(waiting, _END)) is not _END:
                     flight.submit(_Passenger(item))
@@ -154,7 +155,7 @@ class _Cluster:
             raise _SchedulerLostError
         try:
             return list(self.client.scheduler_info()["workers"].values())
-        except OSError as error:
+        except (OSError, KeyError) as error:  # a client that is closed meanwhile answers with nothing
             raise _SchedulerLostError from error
 
     def replace_lost(self) -> None:
@@ -192,6 +193,13 @@ class _Flight(Generic[T]):
         self._alone_since: float | None = None
         self._spare = _SPARE_RESCUED if rescued else _SPARE
         self._room = 0
+
+    def find_workers(self) -> None:
+        """Wait until somebody is there who can work.
+
+        Raises:
+            NoWorkerError, _SchedulerLostError: as `wait_for_one`.
+        """
         while not self._look():
             time.sleep(0.2)
 
@@ -200,8 +208,17 @@ class _Flight(Generic[T]):
         return not self.aboard or self.cluster.in_flight < self._room
 
     def submit(self, passenger: _Passenger[T]) -> None:
-        """Hand a call to the cluster."""
-        future = self.cluster.client.submit(self._function, passenger.item, pure=False, resources=self._wanted or None)
+        """Hand a call to the cluster.
+
+        Raises:
+            _SchedulerLostError: the connection was closed meanwhile.
+        """
+        try:
+            future = self.cluster.client.submit(self._function, passenger.item, pure=False, resources=self._wanted or None)
+        except Exception as error:
+            if self.cluster.client.status == "running":
+                raise
+            raise _SchedulerLostError from error
         with self.cluster.lock:
             self.cluster.in_flight += 1
         self.aboard[future] = passenger

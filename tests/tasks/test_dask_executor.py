@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,6 +171,31 @@ def test_an_item_that_cannot_be_rescued_is_named(local: DaskExecutor, monkeypatc
     monkeypatch.setattr("tasks.dask_executor._RESCUES_MAX", 1)
     with pytest.raises(WorkersDiedError, match=r"was given 77 died"):
         list(local.map(die, [77], rescue=same))
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_an_executor_that_is_closed_by_another_thread_is_a_lost_connection(taken: int) -> None:
+    with executor_of(kind="local", workers=1) as executor:
+        results = executor.map(nap, range(1000))
+        for _ in range(taken):
+            next(results)
+        closing = threading.Thread(target=lambda: (time.sleep(0.1), executor.close()))
+        closing.start()
+        with pytest.raises(ConnectionError, match="went away"):
+            list(results)
+        closing.join()
+        assert executor.run(double, 21) == 42  # on a new cluster
+
+
+def test_a_connection_that_is_closed_while_workers_are_looked_for_is_a_lost_one(
+    local: DaskExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert local.run(double, 1) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("distributed.Client.scheduler_info", lambda *_arguments, **_options: {})
+        with pytest.raises(ConnectionError, match="went away"):
+            local.run(double, 1)
+    assert local.run(double, 1) == 2
 
 
 def test_a_resource_that_this_machine_has_not_is_named() -> None:
