@@ -65,7 +65,7 @@ def test_cancelled_in_the_ui(scene: Scene, undisturbed: ScoreStore, costs: list[
     process = scoring.start_and_wait()
     workers = workers_of(process)
     cancel_in_the_ui(scoring)
-    assert process.wait(timeout=60) == CANCELLED, scoring.said()
+    assert process.wait(timeout=300) == CANCELLED, scoring.said()
     wait_until_gone(workers)
     fault_s = time.time()
     scoring.finish()
