@@ -238,7 +238,7 @@ class _Flight(Generic[T]):
                 self._look()
                 continue
             try:
-                outcome = future.result(timeout=_GATHER_TIMEOUT_S)  # not wait(): that swallows a worker that keeps dying
+                outcome = self._fetch(future)
             except KilledWorker as error:
                 outcome = error
             except (Exception, FutureCancelledError) as error:
@@ -251,6 +251,18 @@ class _Flight(Generic[T]):
             with self.cluster.lock:
                 self.cluster.in_flight -= 1
             return self.aboard.pop(future), outcome
+
+    def _fetch(self, future: Future) -> Any:
+        """Its result: not by wait(), which swallows a worker that keeps dying. A connection that is closed meanwhile answers nothing."""
+        until = time.monotonic() + _GATHER_TIMEOUT_S
+        while True:
+            try:
+                return future.result(timeout=_LOOK_S)
+            except TimeoutError as error:
+                if self.cluster.client.status != "running":
+                    raise _SchedulerLostError from error
+                if future.status == "error" or time.monotonic() > until:
+                    raise
 
     def abort(self) -> None:
         """Cancel what is not done."""
