@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from methods.curation.components import find_root
 from methods.curation.hashing import compiled
 
 _CLEAN_FROM = 1 << 16  # corners of components that go on, from which on they are looked through for finished ones
@@ -248,7 +249,7 @@ def _trace(
             total[label] += rows[y, x]
             highest[label] = max(highest[label], rows[y, x])
             if upper[x] >= 0:
-                one, other = _root(parent, label), _root(parent, upper[x])
+                one, other = find_root(parent, label), find_root(parent, upper[x])
                 parent[max(one, other)] = min(one, other)
         north_west = south_west = -1
         for x in range(width + 1):
@@ -267,13 +268,5 @@ def _trace(
             north_west, south_west = north_east, south_east
         upper, lower = lower, upper
     for component in range(known + runs):
-        parent[component] = _root(parent, component)
+        parent[component] = find_root(parent, component)
     return parent, area, total, highest, upper, found
-
-
-@compiled
-def _root(parent: np.ndarray, node: int) -> int:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node

@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from methods.curation.components import find_root
 from methods.curation.hashing import compiled
 
 BITS = 64
@@ -485,17 +486,9 @@ def _first_of_each(hashes: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _root(parent: np.ndarray, i: int) -> int:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@compiled
 def _unite(parent: np.ndarray, i: int, j: int) -> None:
     """The smaller root becomes the root of both, so that a root is the first of its component."""
-    i, j = _root(parent, i), _root(parent, j)
+    i, j = find_root(parent, i), find_root(parent, j)
     if i < j:
         parent[j] = i
     else:
@@ -523,7 +516,7 @@ def number_trees(parent: np.ndarray) -> np.ndarray:
     labels = np.empty(len(parent), np.int64)
     count = 0
     for i in range(len(parent)):
-        root = _root(parent, i)
+        root = find_root(parent, i)
         if root == i:
             labels[i] = count
             count += 1
@@ -541,16 +534,16 @@ def _unite_crowds(hashes: np.ndarray, rows: np.ndarray, parent: np.ndarray, a0: 
         if stale:
             uniform = True
             for b in range(b0, b1):
-                roots[b - b0] = _root(parent, rows[b])
+                roots[b - b0] = find_root(parent, rows[b])
                 uniform &= roots[b - b0] == roots[0]
             stale = False
-        root = _root(parent, rows[a])
+        root = find_root(parent, rows[a])
         if uniform and root == roots[0]:
             continue
         for b in range(a + 1 if a0 == b0 else b0, b1):
             if _count_bits(hashes[a] ^ hashes[b]) <= radius and roots[b - b0] != root:
                 _unite(parent, rows[a], rows[b])
-                root = _root(parent, rows[a])
+                root = find_root(parent, rows[a])
                 stale = True
 
 
