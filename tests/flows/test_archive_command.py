@@ -16,6 +16,7 @@ from storage.score_checks import verify_store
 from storage.scores import open_store
 from tests.archives import write_archive_pictures, write_manifest_of, write_small_bundle
 from tests.command import NORMASCOPE, Workplace
+from tests.faults.harness import ON_PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,10 +44,13 @@ def ask(address: str, path: str, content: dict[str, Any] | None = None) -> Any:
 
 def test_a_run_that_is_cancelled_in_the_ui_stops_its_workers_and_the_same_command_finishes(workplace: Workplace) -> None:
     log = workplace.folder / "first.log"
+    slow = workplace.folder / "slow.json"  # reading takes its time, so that the run has a middle on any machine
+    (journal := workplace.folder / "journal").mkdir()
+    slow.write_text(json.dumps({"journal": str(journal), "delay_s": 0.2}))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*NORMASCOPE, "score", "manifest.parquet", "--model", "model", *ARCHIVE],
-            env=workplace.environment,
+            env={**workplace.environment, "NORMASCOPE_FAULTS": str(slow), "PYTHONPATH": ON_PATH},
             cwd=workplace.folder,
             stdout=output,
             stderr=subprocess.STDOUT,
