@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from storage.archives import Archive, ManifestRows, open_rows
+from storage.mounts import is_on_disk
 from storage.patience import patiently
 from tasks.references import RowsReference
 from tasks.samples import READ_ERRORS, is_of_slide, read_samples
@@ -24,6 +25,7 @@ _COLUMNS = ("sample_id", "uri", "frame", "sha256", "level", "x_px", "y_px", "wid
 _DAMAGED = (errno.EIO, errno.ENAMETOOLONG, errno.ELOOP)  # of a local file, which waiting does not mend
 # what a bucket's server or its client says of keys; of one object it says AccessDenied, and that is a failed sample
 _KEYS = ("Expired", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "RequestTimeTooSkewed", "Credential", "ProfileNotFound")
+_READERS_FEW, _READERS_MANY = 1, 4
 _opening = Lock()
 
 Record = Mapping[Any, Any]  # a row's values by column, None where there is none
@@ -69,6 +71,17 @@ def cut_pieces(records: Sequence[Record], positions: Iterable[int], sizes_px: Se
             groups.append([position])
         last = None if position in alone or _is_of_slide(record) else picture
     return [Piece(group, _held_bytes([records[position] for position in group], sizes_px)) for group in groups]
+
+
+def count_readers(records: Sequence[Record], *, on_gpu: bool) -> int:
+    """Threads that read for one shard: one where the cores that decode from a disk also compute the model, four where they wait for a
+    network or feed a GPU.
+
+    Two shards of a process are under way; with more threads than that, decoding and computing wait for each other and for the interpreter's
+    lock: 5 to 10 % of the processor's time with small pictures.
+    """
+    first = records[0]["uri"]
+    return _READERS_FEW if not on_gpu and is_on_disk(first) else _READERS_MANY
 
 
 def join_pieces(pieces: Iterable[Piece], *, rows: int, held_bytes: int) -> Iterator[list[Piece]]:

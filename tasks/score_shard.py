@@ -19,7 +19,7 @@ from storage.patience import patiently
 from storage.scores import SCORED, Failure, ScoreStore, are_finite, open_store
 from tasks.arithmetic import Arithmetic, Scorer
 from tasks.models import load_detector
-from tasks.readers import PATIENCE_S, Piece, Record, Sample, cut_pieces, join_pieces, read_ahead, read_piece, read_records
+from tasks.readers import PATIENCE_S, Piece, Record, Sample, count_readers, cut_pieces, join_pieces, read_ahead, read_piece, read_records
 from tasks.references import ModelReference, RowsReference
 from tasks.watchdog import time_limit
 
@@ -37,7 +37,11 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    readers: int = Field(default=4, ge=1, description="threads that read and decode for one shard; more hide a slow network")
+    readers: int | None = Field(
+        default=None,
+        ge=1,
+        description="threads that read and decode for one shard; if not given, by where pictures lie",
+    )
     ahead_mb: int = Field(default=256, ge=1, description="most that one shard holds of pictures read ahead, in MiB")
     memory_mb: int | None = Field(default=None, ge=1, description="most memory of an isolating process, in MiB; not given: a Dask worker's")
     read_s: float | None = Field(default=600, gt=0, description="longest time to read a picture; past it the process is killed")
@@ -125,7 +129,8 @@ def fill_shard(
     sizes_px = sorted({filling.scorer.input_size_px for filling in fillings})
     read = partial(_read, records, sizes_px, job["limits"], take)
     pieces = cut_pieces(records, needed, sizes_px, alone=alone)
-    readers, budget_bytes = job["limits"].readers, job["limits"].ahead_mb << 20 if take is None else 0
+    readers = job["limits"].readers or count_readers(records, on_gpu=any(filling.scorer.arithmetic.device != "cpu" for filling in fillings))
+    budget_bytes = job["limits"].ahead_mb << 20 if take is None else 0
     portions = join_pieces(pieces, rows=_PORTION_ROWS, held_bytes=budget_bytes // (2 * readers))
     for portion, samples in read_ahead(portions, read, readers=readers, budget_bytes=budget_bytes, held_bytes=_held_bytes):
         positions = [position for piece in portion for position in piece.positions]

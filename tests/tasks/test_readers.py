@@ -182,3 +182,13 @@ def test_an_object_that_a_bucket_refuses_fails_its_sample(rows: RowsReference, m
     records = read_records(rows, 0, 1)
     (piece,) = cut_pieces(records, [0], [16])
     assert "no access" in str(read_piece(records, piece, [16])[0])
+
+
+@pytest.mark.parametrize(
+    ("uri", "on_gpu", "expected"), [("/pictures/1.jpg", False, 1), ("/pictures/1.jpg", True, 4), ("s3://a/1.jpg", False, 4)]
+)
+def test_more_threads_read_where_they_wait_for_a_network_or_feed_a_gpu(
+    uri: str, on_gpu: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "is_on_disk", lambda uri: "://" not in uri)
+    assert readers.count_readers([{"uri": uri}], on_gpu=on_gpu) == expected
