@@ -6,6 +6,7 @@ A function and its arguments travel as they are, so they are importable and smal
 import atexit
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -148,3 +149,20 @@ def call(function: Callable[..., R], threads: int, *arguments: Any) -> R:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return function(*arguments)
+
+
+def take_gpu() -> None:
+    """Have a worker of a local cluster use the GPU of its number, before it uses any; nothing happens elsewhere."""
+    if "distributed" not in sys.modules:  # as on every worker: not imported for the question alone
+        return
+    import torch
+    from distributed import get_worker
+
+    try:
+        number = get_worker().name
+    except ValueError:  # not on a worker
+        return
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and isinstance(number, int) and not torch.cuda.is_initialized():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]

@@ -3,7 +3,6 @@
 What is imported here is part of the cache's key and is imported by each worker: no report, no space, no Optuna.
 """
 
-import os
 import shutil
 from typing import Any
 
@@ -21,7 +20,7 @@ from methods.training.selection import score_all
 from storage import filesystems
 from storage.manifest import read_manifest
 from tasks.caching import cached_task, code_fingerprint, digest_of
-from tasks.execution import ExecutionConfig, available_cores, executor_for
+from tasks.execution import ExecutionConfig, available_cores, executor_for, take_gpu
 from tasks.samples import SampleDataset
 from tasks.server import home
 from tasks.training import TrainingConfig, TrainingJob, build_untrained, fit_rows, select_rows
@@ -94,7 +93,7 @@ def trial_training(training: TrainingConfig, execution: ExecutionConfig) -> Trai
 
 def fit_and_score(job: FoldJob) -> FoldScores:
     """Run anywhere, any number of times, with the same result."""
-    _take_gpu()
+    take_gpu()
     name = digest_of(job, code_fingerprint(__name__))[:32]
     uri = filesystems.join(job.store, "search", "trials", f"{name}.json")
     if filesystems.exists(uri):  # written whole, by a search that was killed before it took note, or by an equal trial
@@ -141,17 +140,3 @@ def _score(model: Detector, report: FitReport, validation: Any, job: FoldJob) ->
         "loss_is": "mean score of normal images" if loss is None else "loss of normal images",
         "best_epoch": report.best_epoch,
     }
-
-
-def _take_gpu() -> None:
-    """Have a worker of a local cluster use the GPU of its number, before it uses any."""
-    from distributed import get_worker
-
-    try:
-        number = get_worker().name
-    except ValueError:  # not on a worker
-        return
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and isinstance(number, int) and not torch.cuda.is_initialized():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]

@@ -107,3 +107,12 @@ def build_detector(config: Any) -> Detector:
 def learns_from_labels(config: Any) -> bool:
     """Whether the detector of a `DetectorConfig` is trained on both labels: `LearnsFromLabels`, which only an instance can be asked for."""
     return hasattr(_DETECTORS[type(config)], "labelled_loss")
+
+
+def trains_alike(one: Any, other: Any) -> bool:
+    """Whether two `DetectorConfig`s train the same weights, all else equal and the epoch chosen by the loss.
+
+    They are of one kind and differ in nothing but the fields that it names in `scoring_only`: those that scoring alone reads.
+    """
+    unread: frozenset[str] = getattr(type(one), "scoring_only", frozenset())
+    return type(one) is type(other) and bool(one.model_dump(exclude=unread) == other.model_dump(exclude=unread))

@@ -16,7 +16,7 @@ the default is 400 passes.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,6 +34,9 @@ class SanoConfig(BaseModel):
     """Hyperparameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # no part in training: see `trains_alike`
+    scoring_only: ClassVar[frozenset[str]] = frozenset({"score_time", "score_times", "smoothing_sigma_px", "image_quantile"})
 
     kind: Literal["sano"] = "sano"
     input_size_px: int = Field(default=256, ge=16)

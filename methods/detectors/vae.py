@@ -16,7 +16,7 @@ weights begin as PyTorch has them; the same noise for every image; which score i
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,8 @@ class VAEConfig(BaseModel):
     """Hyperparameters; the defaults are the paper's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scoring_only: ClassVar[frozenset[str]] = frozenset({"score", "samples", "noise_seed"})  # no part in training: see `trains_alike`
 
     kind: Literal["vae"] = "vae"
     score: Score = Field(default="vae", description="which of the six is the image score")
