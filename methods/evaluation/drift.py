@@ -13,10 +13,11 @@ higher still, so that quantiles of replicates, and BCa, which chooses among thos
   items of few subjects. Its interval is the basic one, 2 PSI minus the replicates' quantiles, which takes that bias out, cut at 0. "Below
   0.1 little, above 0.25 much" is a convention that knows no n.
 
-p-values are of permutations of subjects between the sides, which keep how many subjects each has; one on both sides has its halves
-exchanged or not. They are exact where subjects are exchangeable, the number of their items included. Where one side has many more items
-a subject than the other, trust the intervals, which leave subjects on their sides. `unchanged` is what the permutations exceed in
-1 − level of them: what no drift looks like with these subjects.
+p-values are of permutations of subjects between the sides, which keep how many subjects each has. They are exact where subjects are
+exchangeable, the number of their items included. Where all are on both sides, each has its halves exchanged or not, which is exact too;
+where some are, their halves are permuted as if of two subjects, which finds less where halves are alike, but sees what only new
+subjects show. Where one side has many more items a subject than the other, trust the intervals, which leave subjects on their sides.
+`unchanged` is what the permutations exceed in 1 − level of them: what no drift looks like with these subjects.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from scipy.sparse import csc_array
 
 from methods.evaluation.bootstrap import bca_levels
 from methods.evaluation.distributions import TOGETHER, Walk, bin_items, bin_levels, distribution_functions, stability_index, walk
@@ -127,7 +129,9 @@ def compare_sides(counts: SubjectCounts, config: DriftConfig, *, thresholds: Map
     kinds = np.asarray(counts.normal.sum(1) > 0) * _REFERENCE + np.asarray(counts.abnormal.sum(1) > 0) * _ARCHIVE
     everyone = np.ones((1, len(kinds)))
     seen = comparison.measure(everyone)
-    permuted = _join([comparison.measure(block, exchanged=True) for block in _permute(kinds, config.permutations, rng)])
+    parted, sides = _part_pairs(counts, kinds)
+    exchange = _Comparison(parted, config.bins, thresholds or {})
+    permuted = _join([exchange.measure(block, exchanged=True) for block in _permute(sides, config.permutations, rng)])
     replicates, why_none = None, ""
     try:
         centre = distribution_functions(counts)
@@ -257,6 +261,20 @@ def _resample(kinds: np.ndarray, replicates: int, rng: np.random.Generator) -> I
             for group in groups:
                 row[group] = np.bincount(rng.integers(0, len(group), len(group)), minlength=len(group))
         yield weights
+
+
+def _part_pairs(counts: SubjectCounts, kinds: np.ndarray) -> tuple[SubjectCounts, np.ndarray]:
+    """Where some subjects are on both sides and others are not: the former as two subjects, one on each side; and everybody's side."""
+    both = kinds == _BOTH
+    if both.all() or not both.any():
+        return counts, kinds
+    names = tuple(name for name, twice in zip(counts.subjects, both, strict=True) if twice)
+    row_of = np.where(both, len(kinds) - 1 + np.cumsum(both), np.arange(len(kinds))).astype(np.int32)
+    shape = len(kinds) + len(names), len(counts.values)
+    normal = csc_array((counts.normal.data, counts.normal.indices, counts.normal.indptr), shape=shape)
+    abnormal = csc_array((counts.abnormal.data, row_of[counts.abnormal.indices], counts.abnormal.indptr), shape=shape)
+    sides = np.concatenate([np.where(both, _REFERENCE, kinds), np.full(len(names), _ARCHIVE)])
+    return SubjectCounts(counts.subjects + names, counts.values, normal, abnormal), sides
 
 
 def _permute(kinds: np.ndarray, permutations: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -95,6 +95,19 @@ def test_a_subject_on_both_sides_is_compared_with_itself() -> None:
     assert compare(count_scores(scores, sides, apart)).figure("mean").p > 0.5
 
 
+def test_drift_of_new_subjects_is_seen_where_all_of_the_reference_comes_again() -> None:
+    """Ten subjects come again as they were, thirty others are new: shifted they are seen, and not shifted they are no drift."""
+    subject = np.concatenate([np.repeat(np.arange(10), 4), np.repeat(np.arange(40), 4)])
+    sides = np.repeat([0, 1], [40, 160])
+    p = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scores = rng.normal(size=40)[subject] + rng.normal(0, 0.5, 200)
+        p.append(compare(count_scores(scores, sides, subject)).figure(KS).p)
+        assert seed or compare(count_scores(scores + 4 * (subject >= 10), sides, subject)).figure(KS).p == 0.01
+    assert np.mean(np.array(p) <= 0.2) <= 0.3
+
+
 def test_one_subject_on_a_side_has_figures_and_no_interval() -> None:
     counts = count_scores(np.arange(30.0), (np.arange(30) >= 20).astype(int), np.minimum(np.arange(30) // 2, 10))
     drift = compare(counts)
