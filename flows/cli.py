@@ -190,6 +190,37 @@ def search(
         _announce(reference, ui_url, painted=run_config.shown_notice is not None)
 
 
+@app.command()
+def drift(
+    archive: Annotated[str, typer.Argument(metavar="ARCHIVE", help="what `score --into` wrote; s3:// too")],
+    reference: Annotated[
+        str, typer.Option(metavar="STORE|ARCHIVE", help="a score store of `run` (its validation normals), an archive, or the same archive")
+    ],
+    slot: Annotated[str | None, typer.Option(metavar="NAME", help="of the archive, where several have a model of the reference")] = None,
+    rows: Annotated[str, typer.Option(metavar="FIRST:STOP", help="rows of the archive; those before FIRST are its own reference")] = ":",
+    fail_above: Annotated[float | None, typer.Option(metavar="PSI", help="exit with 1 above this stability index, for schedules")] = None,
+    port: Port = None,
+) -> None:
+    """Compare the scores of an archive with a reference of the same model, as a whole and by source; ends with the path of a page.
+
+    Prints the KS distance, the population stability index, and shifts of mean, quantiles and called shares, each with its interval over
+    subjects and the p-value of permuting them.
+    """
+    with _command(port) as ui_url:
+        from flows.drift import drift as flow
+        from storage import filesystems
+        from tasks.drift import describe_drift
+        from tasks.drift_sides import parse_rows
+
+        found = flow(filesystems.absolute(archive), filesystems.absolute(reference), slot=slot, rows=parse_rows(rows))
+        for line in describe_drift(found):
+            typer.echo(line)
+        _announce(found, ui_url, painted=False)
+    if fail_above is not None and found["psi"] > fail_above:  # only here: for _errors an exit is an error
+        typer.secho(f"drift: the stability index {found['psi']:.3g} is above {fail_above:g}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
 @app.command(name="check-splits")
 def check_splits(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],

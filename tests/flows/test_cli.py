@@ -28,6 +28,7 @@ HELP = {
     "evaluate": ["metrics and the report", "cache", "CONFIG.yaml"],
     "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
     "search": ["cross-validation and a few anomalies", "not done again", "on the test split", "--study", "CONFIG.yaml"],
+    "drift": ["KS distance", "by source", "--reference", "--rows", "FIRST:STOP", "--fail-above", "exit with 1", "s3://", "--slot"],
     "check-splits": ["subject, lesion, slide, duplicate or group", "exit with 1", "Parquet or CSV", "s3://", "--across-datasets"],
     "view": ["by score", "heatmaps", "only reads", "this machine alone", "a reload shows more", "s3://", "--port"],
     "scores": ["are whole", "as a table"],
