@@ -10,9 +10,9 @@ import yaml
 
 from flows.benchmark import benchmark, configure, load_benchmark
 from flows.config import ConfigError
+from storage.datasets.miniatures.one_class import write_svhn
 from storage.manifest import read_manifest
 from tasks.caching import steps
-from tests.miniatures import write_svhn
 
 CONFIGS = sorted((Path(__file__).parents[2] / "deploy" / "configs" / "benchmarks").glob("*.yaml"))
 

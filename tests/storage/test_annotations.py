@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
 
 from storage.annotations import Annotation, UnreadableAnnotationError, rasterise, read_annotations, read_asap, read_geojson
-from tests.miniatures import write_asap
+from storage.datasets.miniatures.pathology import write_asap
 
 SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
 

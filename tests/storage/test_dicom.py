@@ -15,9 +15,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from storage import dicom
+from storage.datasets.miniatures.radiology import radiograph, write_dicom
 from storage.dicom import dicom_size, read_dicom, read_dicom_header
 from storage.images import UnreadableImageError
-from tests.miniatures import radiograph, write_dicom
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 

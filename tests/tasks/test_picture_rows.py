@@ -16,6 +16,9 @@ from skimage import data
 
 from methods.curation.quality import RADIOGRAPH_CHECKS, QualityConfig
 from methods.curation.skin import SkinConfig
+from storage.datasets.miniatures.one_class import small_pictures
+from storage.datasets.miniatures.radiology import radiograph, write_dicom
+from storage.datasets.miniatures.skin import body_photograph
 from storage.datasets.source import SourceError
 from storage.images import UnreadableImageError
 from tasks.curation import CurationConfig, DuplicateConfig, StainNormalisation, TilingConfig
@@ -24,8 +27,6 @@ from tasks.references import ItemReference
 from tasks.rows import check_marked
 from tasks.samples import read_sample
 from tasks.transforms import stain_target
-from tests.miniatures import radiograph, small_pictures, write_dicom
-from tests.miniatures_skin import body_photograph
 
 
 def photograph(width_px: int = 96, height_px: int = 64) -> np.ndarray:

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from storage.datasets.miniatures.one_class import small_pictures
+from storage.datasets.miniatures.pathology import write_asap
 from storage.manifest import TEXT_COLUMNS
 from storage.slides import write_pyramid
 from tasks.curation import CurationConfig, StainNormalisation, TilingConfig
@@ -18,7 +20,6 @@ from tasks.rows import to_table
 from tasks.samples import SampleDataset, read_sample, read_sample_mask, read_whole_mask
 from tasks.slide_rows import tabulate_slide
 from tasks.transforms import apply_transform, stain_target
-from tests.miniatures import small_pictures, write_asap
 
 SIDE_PX = 2048  # levels of 2048, 1024 and 512 px
 BLOB = [[200, 300], [900, 300], [900, 1100], [200, 1100]]  # x, y of what is abnormal

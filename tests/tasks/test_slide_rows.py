@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from methods.curation.stain import StainConfig, estimate_stains
+from storage.datasets.miniatures.pathology import write_asap
 from storage.datasets.source import SourceError
 from storage.slides import UnreadableSlideError, write_pyramid
 from tasks.curation import CurationConfig, StainNormalisation, TilingConfig
@@ -25,7 +26,6 @@ from tasks.rows import to_table
 from tasks.samples import read_sample
 from tasks.slide_rows import choose_level, tabulate_slide
 from tasks.transforms import stain_target
-from tests.miniatures import write_asap
 
 SIDE_PX, TISSUE_PX = 512, 320
 

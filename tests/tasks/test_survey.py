@@ -8,12 +8,12 @@ from PIL import Image
 from storage import filesystems
 from storage.datasets.folder import FolderSource
 from storage.datasets.medmnist import MedMnistSource
+from storage.datasets.miniatures.one_class import write_medmnist
 from storage.datasets.source import SourceError
 from storage.slides import write_pyramid
 from tasks import survey as module
 from tasks.references import ItemReference
 from tasks.survey import deal_batches, read_batch, survey
-from tests.miniatures import write_medmnist
 
 
 def write_many(folder: Path, numbers: range) -> FolderSource:

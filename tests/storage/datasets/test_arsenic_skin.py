@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from storage.datasets.arsenic_skin import ArsenicSkinSource, list_arsenic_skin
+from storage.datasets.miniatures.dermatology import write_arsenic_skin
 from storage.datasets.source import SourceError
-from tests.miniatures_skin import write_arsenic_skin
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 
 from storage.annotations import rasterise, read_asap
 from storage.datasets.camelyon16 import EXCLUSIONS, NOT_EXHAUSTIVELY_ANNOTATED, Camelyon16Source, list_camelyon16
+from storage.datasets.miniatures.pathology import write_asap, write_camelyon16
 from storage.datasets.source import SourceError, SourceItem
 from storage.slides import open_slide
-from tests.miniatures import write_asap, write_camelyon16
 
 
 @pytest.fixture(scope="module")

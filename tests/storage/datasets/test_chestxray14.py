@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from storage.datasets.chestxray14 import ChestXray14Source, list_chestxray14
+from storage.datasets.miniatures.radiology import CHESTXRAY_ROWS, write_chestxray14
 from storage.datasets.source import SourceError, SourceItem
 from storage.images import read_image
-from tests.miniatures import CHESTXRAY_ROWS, write_chestxray14
 
 
 def listed(root: Path, **options: object) -> dict[str, SourceItem]:

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from storage.datasets.cifar10 import Cifar10Source, list_cifar10
+from storage.datasets.miniatures.one_class import CIFAR_CLASSES, small_pictures, write_cifar10
 from storage.datasets.one_class import ABNORMAL_IN_TRAINING
 from storage.datasets.source import SourceError, SourceItem
 from storage.frames import read_frame
-from tests.miniatures import CIFAR_CLASSES, small_pictures, write_cifar10
 
 
 def listed(root: Path, **options: object) -> list[SourceItem]:

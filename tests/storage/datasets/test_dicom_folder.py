@@ -10,9 +10,10 @@ import pytest
 from storage import filesystems
 from storage.datasets import dicom_folder
 from storage.datasets.dicom_folder import DicomFolderSource, list_dicom_folder
+from storage.datasets.miniatures.files import write_csv
+from storage.datasets.miniatures.radiology import write_dicom, write_dicom_folder
 from storage.datasets.source import SourceError, SourceItem
 from storage.dicom import read_dicom
-from tests.miniatures import write_csv, write_dicom, write_dicom_folder
 
 PIXELS = np.zeros((8, 8), np.uint16)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from storage.datasets.hands import HandsSource, list_hands
+from storage.datasets.miniatures.dermatology import write_hands
 from storage.datasets.source import SourceError
 from storage.images import picture_size, read_mask
-from tests.miniatures_skin import write_hands
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from storage import filesystems
 from storage.datasets.isic2018 import Isic2018Source, list_isic2018
+from storage.datasets.miniatures.dermatology import ISIC_2018_CLASSES, write_isic2018
 from storage.datasets.source import SourceError
-from tests.miniatures_skin import ISIC_2018_CLASSES, write_isic2018
 
 TRUTH = "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"
 LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"

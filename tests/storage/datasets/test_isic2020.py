@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from storage.datasets.isic2020 import Isic2020Source, list_isic2020
+from storage.datasets.miniatures.dermatology import write_isic2020
 from storage.datasets.source import SourceError
-from tests.miniatures_skin import write_isic2020
 
 TABLE, DUPLICATES = "ISIC_2020_Training_GroundTruth_v2.csv", "ISIC_2020_Training_Duplicates.csv"
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from storage.datasets.isic_archive import IsicArchiveSource, list_isic_archive
+from storage.datasets.miniatures.dermatology import write_isic_archive
 from storage.datasets.source import SourceError
-from tests.miniatures_skin import write_isic_archive
 
 
 @pytest.fixture(params=["newer table", "older table"])

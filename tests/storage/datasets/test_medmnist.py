@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from storage.datasets.medmnist import MedMnistSource, list_medmnist
+from storage.datasets.miniatures.one_class import write_medmnist
 from storage.datasets.one_class import ABNORMAL_IN_TRAINING
 from storage.datasets.source import SourceError, SourceItem
 from storage.frames import read_frame
-from tests.miniatures import write_medmnist
 
 
 def listed(path: Path, *normal: int, **options: object) -> list[SourceItem]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from storage.datasets.miniatures.dermatology import BURGERT_CLASSES, write_sd198
 from storage.datasets.sd198 import Sd198Source, list_sd198
 from storage.datasets.source import SourceError
-from tests.miniatures_skin import BURGERT_CLASSES, write_sd198
 
 
 @pytest.fixture

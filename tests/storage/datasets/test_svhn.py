@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from storage.datasets.miniatures.one_class import small_pictures, write_svhn
 from storage.datasets.source import SourceError, SourceItem
 from storage.datasets.svhn import SvhnSource, list_svhn
 from storage.frames import read_frame
-from tests.miniatures import small_pictures, write_svhn
 
 
 def listed(root: Path, **options: object) -> list[SourceItem]:
