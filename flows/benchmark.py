@@ -49,21 +49,29 @@ def configure(config: RunConfig, *, key: str, normal: Any, seed: int) -> RunConf
     Raises:
         ConfigError: the source has no such key, or does not take the value.
     """
-    (source, *others) = config.source
-    if others or key not in type(source).model_fields:
-        raise ConfigError(f"classes.{key}: a benchmark has one source that has this key; it has {sorted(type(source).model_fields)}")
-    try:
-        chosen = _SOURCE.validate_python(source.model_dump() | {key: normal})
-    except ValidationError as error:
-        raise ConfigError(f"classes.{key}: {error.errors()[0]['msg']} (got {normal!r})") from None
     return config.model_copy(
         update={
             "name": f"{config.name} - {normal} normal - seed {seed}",
-            "source": (chosen,),
+            "source": (choose_class(config, key=key, normal=normal),),
             "split": config.split.model_copy(update={"seed": seed}),
             "training": config.training.model_copy(update={"seed": seed}),
         }
     )
+
+
+def choose_class(config: RunConfig, *, key: str, normal: Any) -> AnySource:
+    """The run's source with one class normal.
+
+    Raises:
+        ConfigError: as of `configure`.
+    """
+    (source, *others) = config.source
+    if others or key not in type(source).model_fields:
+        raise ConfigError(f"classes.{key}: a benchmark has one source that has this key; it has {sorted(type(source).model_fields)}")
+    try:
+        return _SOURCE.validate_python(source.model_dump() | {key: normal})
+    except ValidationError as error:
+        raise ConfigError(f"classes.{key}: {error.errors()[0]['msg']} (got {normal!r})") from None
 
 
 def load_benchmark(path: Path) -> tuple[RunConfig, BenchmarkPlan]:

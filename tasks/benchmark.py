@@ -8,21 +8,22 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
-from methods.detectors.registry import NAMES
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.histograms import SubjectCounts, count_scores
 from methods.evaluation.metrics import average_precision, roc_auc
-from methods.evaluation.repeats import Summary, Weights, draw_weights, replicate, summarise
+from methods.evaluation.repeats import Summary, Weights, draw_weights, rank_detectors, replicate, summarise
 from storage import filesystems
 from storage.manifest import read_manifest, write_manifest
 from storage.scores import SCORED, open_store
 from tasks.caching import cached_task, digest_of
 from tasks.evaluate import count_test_pixels
 from tasks.execution import ExecutionConfig
+from tasks.labels import label_stores
 from tasks.progress import show_progress
 from tasks.references import ManifestReference, StoreReference
 
 _METRICS = {"AUROC": roc_auc, "average precision": average_precision}
+_RANK = "rank by AUROC"
 _LEVELS = {"image": "", "pixel": "pixel "}  # before the metric's name
 
 
@@ -82,7 +83,8 @@ def write_benchmark(
 ) -> BenchmarkReference:
     """Mean, interval and deviation of every detector's metrics over all experiments, as JSON, CSV and Markdown.
 
-    Image metrics, and pixel metrics of the detectors that have maps where every experiment has masks.
+    Image metrics, and pixel metrics of the detectors that have maps where every experiment has masks; and the mean over experiments of the
+    rank that a detector's image AUROC has among all (1 is the highest).
 
     Args:
         name: of the benchmark.
@@ -99,20 +101,25 @@ def write_benchmark(
     at = {(experiment["seed"], experiment["normal"]): experiment for experiment in experiments}
     tables = {key: read_manifest(found["tested"]["uri"], digest=found["tested"]["digest"]) for key, found in at.items()}
     rng = np.random.default_rng(bootstrap.seed)
-    weights = draw_weights(_strata(tables), seeds=len(seeds), replicates=bootstrap.replicates, rng=rng)
-    labels = _label(experiments[0]["stores"])
-    rows = []
-    with show_progress("summarise the benchmark", len(labels) * len(experiments)) as bar:
-        for position, (kind, label) in enumerate(labels):
-            row: dict[str, Any] = {"detector": label, "kind": kind, "metrics": {}}
+    weights = draw_weights(true_classes(tables), seeds=len(seeds), replicates=bootstrap.replicates, rng=rng)
+    stores = experiments[0]["stores"]
+    rows: list[dict[str, Any]] = []
+    compared = []  # image AUROC of each detector, under all resamples
+    with show_progress("summarise the benchmark", len(stores) * len(experiments)) as bar:
+        for position, (scored, label) in enumerate(zip(stores, label_stores(stores), strict=True)):
+            row: dict[str, Any] = {"detector": label, "kind": scored["kind"], "metrics": {}}
             for level, prefix in _LEVELS.items():
                 counts = {key: counted for key in at if (counted := _count(tables[key], at[key], position, level, execution)) is not None}
                 for metric, statistic in _METRICS.items() if len(counts) == len(at) else ():
                     values = [[replicate(counts[seed, each], statistic, weights) for each in classes] for seed in seeds]
-                    found = summarise(np.moveaxis(np.array(values), -1, 0), weights, level=bootstrap.level)
-                    row["metrics"][prefix + metric] = _as_row(found, classes)
+                    moved = np.moveaxis(np.array(values), -1, 0)
+                    if prefix + metric == "AUROC":
+                        compared.append(moved)
+                    row["metrics"][prefix + metric] = _as_row(summarise(moved, weights, level=bootstrap.level), classes)
             rows.append(row)
             bar.advance(len(experiments))
+    for row, found in zip(rows, rank_detectors(np.array(compared), weights, level=bootstrap.level), strict=True):
+        row["metrics"][_RANK] = _as_row(found, classes)
     result = {
         "name": name,
         "classes": classes,
@@ -144,14 +151,20 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 def _tabulate(result: dict[str, Any], prefix: str) -> list[str]:
     level = f"{result['interval']['level']:.0%} interval"
-    lines = [f"| | {prefix}AUROC | {level} | SD over seeds | {prefix}average precision | {level} |", "|---|---|---|---|---|---|"]
+    ranked = not prefix
+    head = f"| | {prefix}AUROC | {level} | SD over seeds | {prefix}average precision | {level} |" + (
+        f" mean rank | {level} |" if ranked else ""
+    )
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
     rows = [row for row in result["detectors"] if prefix + "AUROC" in row["metrics"]]
     for row in rows:
         auroc, precision = (row["metrics"][prefix + metric] for metric in _METRICS)
         deviation = "–" if auroc["sd_over_seeds"] is None else f"{auroc['sd_over_seeds']:.3f}"
+        rank = row["metrics"][_RANK]
         lines.append(
             f"| {row['detector']} | {auroc['mean']:.3f} | {auroc['low']:.3f} to {auroc['high']:.3f} | {deviation} "
             f"| {precision['mean']:.3f} | {precision['low']:.3f} to {precision['high']:.3f} |"
+            + (f" {rank['mean']:.1f} | {rank['low']:.1f} to {rank['high']:.1f} |" if ranked else "")
         )
     lines += [
         "",
@@ -166,19 +179,12 @@ def _tabulate(result: dict[str, Any], prefix: str) -> list[str]:
     return lines
 
 
-def _strata(tables: dict[tuple[int, str], pd.DataFrame]) -> dict[str, str]:
+def true_classes(tables: dict[tuple[int, str], pd.DataFrame]) -> dict[str, str]:
     """What each tested subject truly is: its finding, or the class that is normal where it is normal."""
     strata: dict[str, str] = {}
     for (_, normal), table in sorted(tables.items(), key=lambda item: item[0]):
         strata |= dict(zip(table["subject_id"].astype(str), table["finding"].fillna(normal).astype(str), strict=True))
     return dict(sorted(strata.items()))
-
-
-def _label(stores: list[StoreReference]) -> list[tuple[str, str]]:
-    """Kind and name of each detector; numbered where a kind comes several times."""
-    kinds = [store["kind"] for store in stores]
-    numbered = [f"{NAMES[kind]} {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else NAMES[kind] for i, kind in enumerate(kinds)]
-    return list(zip(kinds, numbered, strict=True))
 
 
 def _count(table: pd.DataFrame, experiment: Experiment, position: int, level: str, execution: ExecutionConfig) -> SubjectCounts | None:

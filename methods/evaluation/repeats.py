@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from methods.evaluation.bootstrap import resample_subjects
 from methods.evaluation.histograms import SubjectCounts
@@ -107,3 +108,17 @@ def summarise(values: np.ndarray, weights: Weights, *, level: float = 0.95) -> S
         deviation=float(over_classes[0].std(ddof=1)) if seeds > 1 else None,
         by_class=tuple(values[0].mean(0).tolist()),
     )
+
+
+def rank_detectors(values: np.ndarray, weights: Weights, *, level: float = 0.95) -> list[Summary]:
+    """The mean rank of each of D detectors with its percentile interval: 1 is the highest of an experiment, equal ones share their mean.
+
+    Ranks are taken within every experiment of every replicate, on the same resamples for all (as the Friedman test ranks: Demšar 2006,
+    "Statistical comparisons of classifiers over multiple data sets", section 3.2.2).
+
+    Args:
+        values: (D, 1 + R, S, C) of `replicate`, by detector and experiment; higher is better.
+        weights: those that the replicates were made with.
+        level: coverage of the interval.
+    """
+    return [summarise(ranks, weights, level=level) for ranks in rankdata(-values, axis=0)]

@@ -57,7 +57,8 @@ def test_a_benchmark_ends_in_a_table_and_a_longer_one_does_only_what_is_new(tmp_
         assert found["sd_over_seeds"] is None
     _check_that_training_was_told_of_no_tested_sample(Path(reference["json_uri"]).parents[2])
     table = pd.read_csv(reference["csv_uri"])
-    assert table["metric"].tolist() == ["AUROC", "average precision"] * 2
+    assert table["metric"].tolist() == ["AUROC", "average precision", "rank by AUROC"] * 2
+    assert table.loc[table["metric"] == "rank by AUROC", "mean"].sum() == 3  # of two
     assert "| Autoencoder |" in Path(reference["markdown_uri"]).read_text()
 
     before = steps.done.copy()
@@ -78,8 +79,8 @@ def test_painted_textures_are_measured_by_the_pixel_too_and_training_stays_unpai
     }
     reference = benchmark(*load_benchmark(write(tmp_path, run=run, plan={"classes": {"texture": ["grass"]}})))
     with_maps, without = json.loads(Path(reference["json_uri"]).read_text())["detectors"]
-    assert list(with_maps["metrics"]) == ["AUROC", "average precision", "pixel AUROC", "pixel average precision"]
-    assert list(without["metrics"]) == ["AUROC", "average precision"]
+    assert list(with_maps["metrics"]) == ["AUROC", "average precision", "pixel AUROC", "pixel average precision", "rank by AUROC"]
+    assert list(without["metrics"]) == ["AUROC", "average precision", "rank by AUROC"]
     markdown = Path(reference["markdown_uri"]).read_text()
     assert markdown.count("| Autoencoder |") == 4
     assert markdown.count("pixel AUROC") == 2

@@ -7,7 +7,7 @@ from methods.evaluation.bootstrap import Resamples, estimate
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import UndefinedMetricError, roc_auc
 from methods.evaluation.ranks import rank
-from methods.evaluation.repeats import Weights, draw_weights, replicate, summarise
+from methods.evaluation.repeats import Weights, draw_weights, rank_detectors, replicate, summarise
 
 
 def strata(count: int = 40) -> dict[str, str]:
@@ -67,3 +67,13 @@ def test_resampling_keeps_the_number_of_subjects_of_each_stratum_and_of_seeds() 
 def test_a_stratum_of_one_subject_is_refused() -> None:
     with pytest.raises(UndefinedMetricError, match="at least two"):
         draw_weights({"a": "x", "b": "x", "c": "y"}, seeds=1, replicates=5, rng=np.random.default_rng(0))
+
+
+def test_ranks_are_taken_within_each_experiment_and_equal_detectors_share_them() -> None:
+    weights = Weights({}, np.zeros((2, 0), int), np.array([[1], [1]]))
+    at_first = np.array([[[0.9, 0.5]], [[0.8, 0.5]], [[0.7, 0.6]]])  # three detectors, one seed, two classes
+    turned = np.array([[[0.7, 0.5]], [[0.8, 0.5]], [[0.9, 0.4]]])
+    first, second, third = rank_detectors(np.stack([at_first, at_first, turned], 1), weights, level=0.999999)
+    assert (first.by_class, second.by_class, third.by_class) == ((1, 2.5), (2, 2.5), (3, 1))
+    assert (first.mean, first.low, first.high) == pytest.approx((1.75, 1.75, 2.25), abs=1e-4)
+    assert (third.mean, third.low, third.high) == pytest.approx((2, 2, 2), abs=1e-4)
