@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable, Hashable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -69,13 +68,17 @@ class RunConfig(BaseModel):
         return filesystems.absolute(store)
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: Path, *, change: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> RunConfig:
     """Read a YAML file; paths in it are relative to it.
+
+    Args:
+        path: of the file.
+        change: of its values, before paths are resolved and all is validated.
 
     Raises:
         ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value.
     """
-    return read_yaml(path, RunConfig, prepare=partial(_beside, path.parent))
+    return read_yaml(path, RunConfig, prepare=lambda values: _beside(path.parent, change(values)))
 
 
 def read_yaml(path: Path, model: type[Model], *, prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> Model:

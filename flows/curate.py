@@ -34,7 +34,7 @@ def curate(config: RunConfig) -> ManifestReference:
     create_table_artifact(
         key="curation-by-file",
         table=[{name: table[name] for name in ("name", "items", "rows", "excluded", "note", "preview_uri")} for table in tables],
-        description="What became of each slide and each batch of pictures",
+        description=f"{config.name}: what became of each slide and each batch of pictures",
     )
     manifest: ManifestReference = assemble_manifest(
         tables,
@@ -45,5 +45,7 @@ def curate(config: RunConfig) -> ManifestReference:
         failed_share_max=config.failed_share_max,
         store=config.store,
     )
-    create_table_artifact(key="curation-counts", table=count_rows(manifest), description="Samples by data set, split, label and reason")
+    create_table_artifact(
+        key="curation-counts", table=count_rows(manifest), description=f"{config.name}: samples by data set, split, label and reason"
+    )
     return manifest

@@ -16,6 +16,7 @@ from tasks.samples import SampleDataset
 if TYPE_CHECKING:
     from methods.training.fit import FitReport
 
+GENERATED = "GENERATED"  # tag of the runs whose data are
 _SAMPLES_A_CLASS = 3
 _NAMES = {0: "normal", 1: "abnormal"}
 
@@ -50,11 +51,12 @@ def draw_training(model: Detector, validation: pd.DataFrame, *, seed: int) -> di
 
 def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) -> None:
     """An artifact of the task that is running: learning curve, pictures, epochs. Nothing outside of a task."""
-    if TaskRunContext.get() is None:
+    context = TaskRunContext.get()
+    if context is None:
         return
     from storage.reports import figures
 
-    name = NAMES[kind]
+    name = NAMES[kind] + (f", {GENERATED} data" if GENERATED in context.task_run.tags else "")
     parts = [f"**{name}.** {report.images_per_s:.3g} training images a second; epoch {report.best_epoch} kept ({report.selected_by})."]
     if report.curve:
         curve = figures.LearningCurve.of(report.curve, best_epoch=report.best_epoch)
