@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -153,7 +152,9 @@ def _draw_distributions(report: DriftReport) -> str:
             axes.step(curves.scores, share, where="post", color=colour, ls=line, lw=1.5, label=name)
             if curves.bands is not None:
                 low, high = (np.clip(share + sign * curves.bands[place], 0, 1) for sign in (-1, 1))
-                axes.fill_between(curves.scores, low, high, step="post", facecolor=colour, edgecolor=colour, alpha=0.16, lw=0, hatch=hatch)
+                axes.fill_between(curves.scores, low, high, step="post", facecolor=colour, alpha=0.16, lw=0)
+                if hatch:  # of its own: a hatch takes the colour and the alpha of what it fills
+                    axes.fill_between(curves.scores, low, high, step="post", facecolor="none", edgecolor=colour, lw=0, hatch=hatch)
         at = int(np.searchsorted(curves.scores, curves.farthest))
         gap = sorted((float(curves.reference[at]), float(curves.archive[at])))
         axes.plot([curves.farthest] * 2, gap, color="#000000", lw=1.6, marker="_", ms=7, label=f"KS distance {gap[1] - gap[0]:.3f}")
@@ -188,8 +189,9 @@ def _draw_bins(bins: list[BinRow]) -> str:
         places = np.arange(len(bins))
         for name, offset, colour, hatch in (("reference", -0.2, NORMAL_COLOUR, ""), ("archive", 0.2, ABNORMAL_COLOUR, "////")):
             items = np.array([getattr(row, name) for row in bins], float)
-            style: dict[str, Any] = {"facecolor": colour + "55", "edgecolor": colour, "hatch": hatch, "lw": 1}
-            axes.bar(places + offset, items / items.sum(), width=0.4, label=name, **style)
+            share = items / items.sum()
+            axes.bar(places + offset, share, width=0.4, facecolor=colour, alpha=0.25)
+            axes.bar(places + offset, share, width=0.4, facecolor="none", edgecolor=colour, lw=1, hatch=hatch, label=name)
         axes.set(xlabel="Image score, from above to up to", ylabel="Share of images", xlim=(-0.7, len(bins) - 0.3))
         axes.set_xticks(places, [_name_bin(row) for row in bins])
         axes.grid(axis="y", color="#e4e4e4", lw=0.6)

@@ -20,7 +20,7 @@ from methods.evaluation.drift import KS, PSI, DriftConfig, compare_sides
 from methods.evaluation.histograms import SubjectCounts, count_scores
 
 SCORES, REPLICATES, COMPARED = 1_000_000, 1000, 3
-DRAWS = 400
+DRAWS = 300
 CONFIG = DriftConfig(replicates=400, permutations=1)
 
 
