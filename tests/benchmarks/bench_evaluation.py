@@ -20,6 +20,7 @@ import pytest
 import sklearn.metrics
 from scipy import ndimage
 
+from methods.evaluation.bands import trace_curves
 from methods.evaluation.bootstrap import BootstrapConfig, draw_resamples
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, gather_counts
 from methods.evaluation.ranks import overlap_area, rank
@@ -38,7 +39,8 @@ def test_print_how_much_faster_replicates_of_a_million_scores_are(abnormal: floa
     rng = np.random.default_rng(0)
     subject_of, labels = rng.integers(0, subjects, SCORES), (rng.random(SCORES) < abnormal).astype(int)
     scores = rng.normal(labels * 0.8).astype(np.float32)
-    rank(count_scores(scores[:100], labels[:100], subject_of[:100] % 3), np.ones((2, 3)))  # compiles
+    few = count_scores(scores[:100], labels[:100], subject_of[:100] % 3)
+    rank(few, np.ones((2, 3))), trace_curves(few, np.ones((2, 3)))  # compiles
     started = time.thread_time()
     counts = count_scores(scores, labels, subject_of)
     counted_s = time.thread_time() - started
@@ -46,6 +48,9 @@ def test_print_how_much_faster_replicates_of_a_million_scores_are(abnormal: floa
     started = time.thread_time()
     found = rank(counts, weights)
     ours_s = time.thread_time() - started
+    started = time.thread_time()
+    trace_curves(counts, weights)
+    bands_s = time.thread_time() - started
     column_of = {int(name): column for column, name in enumerate(counts.subjects)}
     columns = np.array([column_of[subject] for subject in range(subjects)])
     started = time.thread_time()
@@ -55,6 +60,7 @@ def test_print_how_much_faster_replicates_of_a_million_scores_are(abnormal: floa
     ratio = theirs_s / (ours_s + counted_s)
     print(f"\n{SCORES:,} scores, {abnormal:.0%} abnormal, {subjects:,} subjects, {REPLICATES} replicates of AUROC and AP:")  # noqa: T201
     print(f"{ours_s:.1f} s (and {counted_s:.1f} s to count), scikit-learn {theirs_s:.0f} s (from {COMPARED}): {ratio:.0f} times faster")  # noqa: T201
+    print(f"both curves of every replicate, for their bands: {bands_s:.1f} s, {bands_s / ours_s:.1f} times as long as the metrics")  # noqa: T201
 
 
 def score_weighted(labels: np.ndarray, scores: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
