@@ -25,7 +25,13 @@ from methods.evaluation.calibration import (
 )
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, merge_counts
 from methods.evaluation.metrics import UndefinedMetricError, average_precision, roc_auc
-from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold, quantile_threshold
+from methods.evaluation.thresholds import (
+    Threshold,
+    best_dice_threshold,
+    best_youden_threshold,
+    deviation_threshold,
+    quantile_threshold,
+)
 from methods.training.selection import score_all
 from tasks.measures import FIXED_SPECIFICITIES, measure
 from tasks.progress import show_progress
@@ -40,8 +46,10 @@ class CalibrationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     false_positive_rate: float = Field(default=0.05, gt=0, lt=1, description="promised by the thresholds that need no anomaly")
-    deviations: float = Field(default=3.0, gt=0, description="N of the N σ threshold, for detectors whose paper has one")
-    deviation_samples: int = Field(default=256, ge=1, description="most training samples that σ is measured on")
+    deviations: float = Field(default=3.0, gt=0, description="N of the N σ thresholds")
+    deviation_samples: int = Field(
+        default=256, ge=1, description="most training samples that σ is measured on, for detectors whose paper does so; else on validation"
+    )
     nulls: tuple[Literal["empirical", "gamma", "tail"], ...] = Field(
         default=("empirical", "gamma", "tail"), min_length=1, description="distributions fitted to normal image scores, for p-values"
     )
@@ -131,6 +139,7 @@ def _rules(
     yield "image", "validation", lambda: conformal_threshold(_normal_scores(image), rate)
     for at in FIXED_SPECIFICITIES:
         yield "image", "validation", partial(quantile_threshold, image, false_positive_rate=round(1 - at, 9))
+    yield "image", "validation", partial(deviation_threshold, image, deviations=config.deviations)
     if pixel is None:
         return
     if _has_masks(pixel):
@@ -138,6 +147,8 @@ def _rules(
     if isinstance(model, ThresholdsOnTraining):
         yield "pixel", "train", lambda: _deviation_threshold(model, normal, config)
     yield "pixel", "validation", lambda: quantile_threshold(pixel, false_positive_rate=rate)
+    if not isinstance(model, ThresholdsOnTraining):
+        yield "pixel", "validation", lambda: deviation_threshold(pixel, deviations=config.deviations)
 
 
 def _has_masks(pixel: SubjectCounts | None) -> bool:

@@ -68,6 +68,23 @@ def quantile_threshold(counts: SubjectCounts, *, false_positive_rate: float) -> 
     return Threshold(value, f"false-positive rate of at most {false_positive_rate:g} on normals", f"false-positive rate {rate:.4f}")
 
 
+def deviation_threshold(counts: SubjectCounts, *, deviations: float) -> Threshold:
+    """The mean of the normal scores and so many of their standard deviations; abnormal items have no say.
+
+    It promises no rate: scores of another shape than a normal distribution's have other tails.
+
+    Raises:
+        UndefinedMetricError: there are no normal items.
+    """
+    normal = counts.normal.sum(0)
+    if not normal.any():
+        raise UndefinedMetricError(f"a standard deviation needs normal items; there are 0 normal and {counts.abnormal.sum()} abnormal")
+    mean = np.average(counts.values, weights=normal)
+    value = float(mean + deviations * np.sqrt(np.average((counts.values - mean) ** 2, weights=normal)))
+    rate = normal[counts.values >= value].sum() / normal.sum()
+    return Threshold(value, f"{deviations:g} standard deviations above the mean of normals", f"false-positive rate {rate:.4f}")
+
+
 def _require_both(counts: SubjectCounts) -> tuple[np.ndarray, np.ndarray]:
     normal, abnormal = counts.normal.sum(0), counts.abnormal.sum(0)
     if not normal.any() or not abnormal.any():

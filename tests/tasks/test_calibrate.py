@@ -95,11 +95,12 @@ def test_each_level_has_its_operating_points_the_preferred_one_first(normal_and_
         ("image", "validation", "conformal false-positive rate of at most 0.05"),
         ("image", "validation", "false-positive rate of at most 0.1 on normals"),
         ("image", "validation", "false-positive rate of at most 0.05 on normals"),
+        ("image", "validation", "2 standard deviations above the mean of normals"),
         ("pixel", "validation", "highest Dice"),
         ("pixel", "train", "2 standard deviations of training scores"),
         ("pixel", "validation", "false-positive rate of at most 0.05 on normals"),
     ]
-    assert found["operating_points"][6]["detail"] == "7 images"
+    assert found["operating_points"][7]["detail"] == "7 images"
     assert {level: point["rule"] for level, point in found["thresholds"].items()} == {
         "image": "highest Youden index",
         "pixel": "highest Dice",

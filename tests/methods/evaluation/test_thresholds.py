@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from methods.evaluation.histograms import SubjectCounts, count_scores
 from methods.evaluation.metrics import UndefinedMetricError
-from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold, quantile_threshold
+from methods.evaluation.thresholds import Threshold, best_dice_threshold, best_youden_threshold, deviation_threshold, quantile_threshold
 
 SCORES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=1, max_size=25)
 
@@ -67,6 +67,15 @@ def test_a_threshold_above_all_normals_calls_none_of_them_in_float32() -> None:
     normal = np.array([0.1, 0.7], np.float32)
     found = quantile_threshold(_counts(normal.tolist(), []), false_positive_rate=0.1)
     assert not (normal >= np.float32(found.value)).any()
+
+
+def test_n_deviations_are_counted_from_the_mean_of_normals_alone() -> None:
+    normal = [0.0, 0.0, 1.0, 1.0, 3.0]
+    found = deviation_threshold(_counts(normal, [100.0]), deviations=1.5)
+    assert found.value == pytest.approx(np.mean(normal) + 1.5 * np.std(normal))
+    assert found == Threshold(found.value, "1.5 standard deviations above the mean of normals", "false-positive rate 0.2000")
+    with pytest.raises(UndefinedMetricError, match="0 normal and 1 abnormal"):
+        deviation_threshold(_counts([], [1.0]), deviations=3)
 
 
 def test_a_missing_class_raises_with_the_numbers() -> None:
