@@ -49,7 +49,7 @@ class Measured:
 
 
 def measure(
-    image: SubjectCounts,
+    image: SubjectCounts | None,
     pixel: SubjectCounts | None,
     *,
     thresholds: Mapping[str, Threshold],
@@ -60,7 +60,7 @@ def measure(
     """Metrics over all thresholds and at the chosen ones, each with an interval from a bootstrap over subjects; DeLong's beside it.
 
     Args:
-        image: counts of image scores.
+        image: counts of image scores; None where pixels alone are wanted.
         pixel: counts of pixels, where there are any.
         thresholds: by level.
         bootstrap: of the intervals.
@@ -140,10 +140,16 @@ def measure_constant(
 def _try_resamples(counts: SubjectCounts, bootstrap: BootstrapConfig, strata: Mapping[str, str] | None) -> tuple[Resamples, str]:
     """The weights, or everyone once and why there are no more."""
     kinds = counts.carries_anomaly.astype(int).astype(str) if strata is None else np.array([strata[subject] for subject in counts.subjects])
+    once = Resamples(np.ones((1, len(counts.subjects)), np.int32), 0, np.zeros(0))
     try:
-        return draw_resamples(kinds, bootstrap), ""
+        resamples = draw_resamples(kinds, bootstrap)
     except UndefinedMetricError as error:
-        return Resamples(np.ones((1, len(counts.subjects)), np.int32), 0, np.zeros(0)), f"no interval: {error}"
+        return once, f"no interval: {error}"
+    totals = sum_sides(counts, -np.inf, resamples.weights)
+    lacking = int((np.stack([of_class.sum(1) for of_class in totals]) == 0).any(0).sum())
+    if lacking:  # only where strata do not keep the classes: the mean over the others would be another metric's
+        return once, f"no interval: {lacking} of {len(resamples.weights)} resamples of subjects lack a class; stratify by anomaly"
+    return resamples, ""
 
 
 def _rank_values(counts: SubjectCounts, level: str, weights: np.ndarray) -> dict[str, np.ndarray]:

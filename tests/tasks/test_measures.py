@@ -70,6 +70,14 @@ def test_one_subject_of_a_class_has_values_but_no_intervals_and_the_note_says_wh
     assert found.values == {}
 
 
+def test_where_resamples_lack_a_class_there_are_values_without_intervals() -> None:
+    labels, free = np.array([0] * 9 + [1, 1]), {str(i): "all" for i in range(11)}
+    found = measure(counts_of(np.arange(11.0), labels), None, thresholds={}, bootstrap=BOOTSTRAP, strata=free)
+    assert found.rows[0]["value"] == 1
+    assert all("resamples of subjects lack a class" in row["note"] for row in found.rows if row["name"] != "AUROC, DeLong")
+    assert (found.values, found.resamples) == ({}, {})
+
+
 def test_one_class_alone_is_refused() -> None:
     with pytest.raises(UndefinedMetricError, match="without abnormal items"):
         measure(counts_of(np.arange(3.0), np.zeros(3, int)), None, thresholds={}, bootstrap=BOOTSTRAP)
