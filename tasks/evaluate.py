@@ -11,6 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from methods.evaluation.bands import find_bands
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, gather_counts
 from methods.evaluation.metrics import UndefinedMetricError, precision_recall_curve, roc_curve
@@ -87,7 +88,8 @@ def evaluate_store(
     names[labelled.index] = cells.names
     pixel_cells = count_test_pixels(store, manifest, names=names, execution=execution)
     image, pixel = cells.by_subject(image_cells), None if pixel_cells is None else cells.by_subject(pixel_cells)
-    card = read_bundle(model["uri"], digest=model["digest"]).card
+    bundle = read_bundle(model["uri"], digest=model["digest"])
+    card = bundle.card
     calibration = card["calibration"]
     thresholds = {level: Threshold(**found) for level, found in calibration.get("thresholds", {}).items()}
     strata = stratify(labelled, evaluation.bootstrap)
@@ -99,9 +101,9 @@ def evaluate_store(
         "probabilities": probabilities,
     }
     measured = measure(image, pixel, **options)
-    curves = [(level, counts) for level, counts in (("image", image), ("pixel", pixel)) if counts is not None]
     result = {
         "kind": store["kind"],
+        "detector": bundle.config,
         "split": "test",
         "subjects": {"all": len(image.subjects), "with anomaly": int(image.carries_anomaly.sum())},
         "samples": outcome,
@@ -116,8 +118,7 @@ def evaluate_store(
         "tuned": calibration.get("tuned"),
         "operating_points": check_points(calibration.get("operating_points", []), image, pixel, evaluation.bootstrap, strata),
         "p_values": check_nulls(calibration.get("nulls", []), scores, labels),
-        "roc": {level: _thin(roc_curve, counts) for level, counts in curves},
-        "pr": {level: _thin(precision_recall_curve, counts) for level, counts in curves},
+        **_draw_curves({"image": image, "pixel": pixel}, measured, evaluation.bootstrap),
         "scores": {"normal": scores[labels == 0].tolist(), "abnormal": scores[labels == 1].tolist()},
         "colour_range": _colour_range(pixel, image),
         # the same samples under the same resamples: only then may the differences of two detectors be taken
@@ -234,6 +235,24 @@ def _encode_values(measured: Measured) -> bytes:
     arrays: dict[str, Any] = {**measured.values, **groups}
     np.savez_compressed(content, **arrays)
     return content.getvalue()
+
+
+def _draw_curves(levels: dict[str, SubjectCounts | None], measured: Measured, bootstrap: BootstrapConfig) -> dict[str, Any]:
+    """By level: points of both curves, their bands from the resamples of the intervals, and the share of abnormal items."""
+    known = {level: counts for level, counts in levels.items() if counts is not None}
+    bands = {
+        level: find_bands(counts, measured.resamples[level], level=bootstrap.level)
+        for level, counts in known.items()
+        if level in measured.resamples
+    }
+    return {
+        "roc": {level: _thin(roc_curve, counts) for level, counts in known.items()},
+        "pr": {level: _thin(precision_recall_curve, counts) for level, counts in known.items()},
+        "bands": {level: {kind: [each.tolist() for each in band] for kind, band in of._asdict().items()} for level, of in bands.items()},
+        "prevalence": {
+            level: float(counts.abnormal.sum() / (counts.normal.sum() + counts.abnormal.sum())) for level, counts in known.items()
+        },
+    }
 
 
 def _thin(curve: Callable[..., tuple[np.ndarray, ...]], counts: SubjectCounts) -> list[list[float]]:

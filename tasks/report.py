@@ -8,42 +8,37 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+import yaml
 
-from methods.detectors.registry import NAMES
 from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems
 from storage.manifest import read_manifest
-from storage.models import read_bundle
+from storage.models import Bundle, read_bundle
 from storage.reports.figures import LearningCurve
 from storage.reports.page import (
     ConstantRow,
     CountRow,
     DetectorResult,
     DifferenceRow,
-    GallerySample,
+    Extremes,
     MetricRow,
     PValueRow,
     Report,
-    SlideOverview,
     SubgroupRow,
     Threshold,
     metrics_as_csv,
     metrics_as_json,
     render_html,
 )
-from storage.scores import FAILED, SCORED, ScoreStore, open_store
-from storage.slides import open_slide
+from storage.scores import FAILED, ScoreStore, open_store
 from tasks.caching import cached_task, code_fingerprint
 from tasks.evaluate import read_resampled
+from tasks.labels import label_detectors
 from tasks.measures import measure_difference
-from tasks.progress import Bar, show_progress
+from tasks.progress import show_progress
 from tasks.references import EvaluationReference, ManifestReference, ModelReference, ReportReference, StoreReference
-from tasks.samples import read_sample, read_sample_mask, read_whole_mask
+from tasks.report_pictures import Shown, choose_extremes, choose_gallery, choose_slides, show_slide
 
-_GALLERY_PX = 256
-_SAMPLES_A_KIND = 2
-_OVERVIEW_PX = 768
 _SPLITS = ("train", "validation", "test", "archive")
 
 
@@ -66,57 +61,82 @@ def write_report(
 ) -> ReportReference:
     """Write the report on the evaluations of all detectors of a run."""
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
-    opened = {NAMES[reference["kind"]]: open_store(reference["uri"]) for reference in stores}
     measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
     bundles = [read_bundle(model["uri"], digest=model["digest"]) for model in models]
-    slides = rows[rows["slide_id"].notna() & rows["excluded"].isna()]
-    with show_progress("write report", 2 + slides["slide_id"].nunique()) as bar:
-        gallery = _choose_gallery(rows, opened)
+    labels = label_detectors([bundle.config for bundle in bundles])
+    shown = {
+        label: Shown(open_store(reference["uri"]), model, _pixel_threshold(result))
+        for label, reference, model, result in zip(labels, stores, models, measured, strict=True)
+    }
+    slides, left_out = choose_slides(rows)
+    with show_progress("write report", 2 + len(slides)) as bar:
+        gallery = choose_gallery(rows, shown)
         bar.advance()
         report = Report(
             title=name,
             painted=notice is not None,
             generated_note=notice,
-            run=_describe_run(manifest, stores, configuration),
-            counts=_count(rows, opened),
-            detectors=[_describe_detector(result, bundle.pictures) for result, bundle in zip(measured, bundles, strict=True)],
+            run=_describe_run(manifest) | _describe_models(labels, models, bundles) | _say_how_to_repeat(configuration),
+            counts=_count(rows, shown[labels[0]].store),
+            detectors=[
+                _describe_detector(label, result, bundle.pictures, choose_extremes(rows, shown[label].store))
+                for label, result, bundle in zip(labels, measured, bundles, strict=True)
+            ],
             gallery=gallery,
-            slides=[_overview(group, opened, bar) for _, group in slides.groupby("slide_id", sort=False)],
+            gallery_by=labels[0],
+            slides=[show_slide(group, shown, bar) for group in slides],
+            slides_left_out=left_out,
             n_subjects=measured[0]["subjects"]["all"],
             constants=[ConstantRow(answer=answer, **row) for answer, found in measured[0]["constant"].items() for row in found],
-            differences=_subtract(evaluations, measured, coverage=bootstrap.level),
+            differences=_subtract(labels, evaluations, measured, coverage=bootstrap.level),
             level=bootstrap.level,
-            unpaired=_explain_unpaired(measured),
+            interval=bootstrap.interval,
+            unpaired=_explain_unpaired(labels, measured),
             n_resamples=bootstrap.replicates if any(metric["low"] is not None for metric in measured[0]["metrics"]) else None,
         )
-        contents = {"html": render_html(report), "json": metrics_as_json(report), "csv": metrics_as_csv(report)}
+        contents = {
+            "report.html": render_html(report),
+            "metrics.json": metrics_as_json(report),
+            "metrics.csv": metrics_as_csv(report),
+            "run.yaml": _as_yaml(configuration),
+        }
         bar.advance()
-    folder = filesystems.join(store, "reports", f"{name}-{hashlib.sha256(contents['html'].encode()).hexdigest()[:12]}".replace(" ", "-"))
-    uris = {kind: filesystems.join(folder, {"html": "report.html"}.get(kind, f"metrics.{kind}")) for kind in contents}
-    for kind, text in contents.items():
-        filesystems.write_bytes(uris[kind], text.encode())
-    return ReportReference(html_uri=uris["html"], json_uri=uris["json"], csv_uri=uris["csv"])
+    folder = filesystems.join(
+        store, "reports", f"{name}-{hashlib.sha256(contents['report.html'].encode()).hexdigest()[:12]}".replace(" ", "-")
+    )
+    uris = {file: filesystems.join(folder, file) for file in contents}
+    for file, text in contents.items():
+        filesystems.write_bytes(uris[file], text.encode())
+    return ReportReference(html_uri=uris["report.html"], json_uri=uris["metrics.json"], csv_uri=uris["metrics.csv"])
 
 
-def _subtract(evaluations: list[EvaluationReference], measured: list[dict[str, Any]], *, coverage: float) -> list[DifferenceRow]:
+def _pixel_threshold(result: dict[str, Any]) -> float | None:
+    """The one that the metrics use: the first of its level."""
+    return next((float(point["value"]) for point in result["operating_points"] if point["level"] == "pixel"), None)
+
+
+def _subtract(
+    labels: list[str], evaluations: list[EvaluationReference], measured: list[dict[str, Any]], *, coverage: float
+) -> list[DifferenceRow]:
     """Differences of all pairs of detectors that were measured on the same samples under the same resamples."""
     found = []
-    for (first, one), (second, other) in itertools.combinations(zip(evaluations, measured, strict=True), 2):
+    of_detector = zip(labels, evaluations, measured, strict=True)
+    for (one_label, first, one), (other_label, second, other) in itertools.combinations(of_detector, 2):
         if one["paired_by"] != other["paired_by"]:
             continue
         values, others = read_resampled(first), read_resampled(second)
         for name in (name for name in values.metrics if name in others.metrics):
             level, metric = name.split("/", 1)
             row = measure_difference(level, metric, values.metrics[name], others.metrics[name], values.groups[level], coverage=coverage)
-            found.append(DifferenceRow(NAMES[one["kind"]], NAMES[other["kind"]], MetricRow(**row)))
+            found.append(DifferenceRow(one_label, other_label, MetricRow(**row)))
     return found
 
 
-def _explain_unpaired(measured: list[dict[str, Any]]) -> str:
-    alone = [NAMES[one["kind"]] for one in measured if one["paired_by"] != measured[0]["paired_by"]]
+def _explain_unpaired(labels: list[str], measured: list[dict[str, Any]]) -> str:
+    alone = [label for label, one in zip(labels, measured, strict=True) if one["paired_by"] != measured[0]["paired_by"]]
     if not alone:
         return ""
-    return f"Measured on other samples than {NAMES[measured[0]['kind']]}, and therefore not compared with it: {', '.join(alone)}."
+    return f"Measured on other samples than {labels[0]}, and therefore not compared with it: {', '.join(alone)}."
 
 
 def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> str:
@@ -124,35 +144,53 @@ def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> 
     lines = [f"> **Painted.** {notice}", ""] if notice else []
     lines += ["| detector | level | metric | value | interval over subjects |", "|---|---|---|---|---|"]
     measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
-    for evaluation, result in zip(evaluations, measured, strict=True):
+    for label, result in zip(label_detectors([result["detector"] for result in measured]), measured, strict=True):
         for row in result["metrics"]:
             interval = f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] is not None else row["note"]
-            lines.append(f"| {NAMES[evaluation['kind']]} | {row['level']} | {row['name']} | {row['value']:.3f} | {interval} |")
+            lines.append(f"| {label} | {row['level']} | {row['name']} | {row['value']:.3f} | {interval} |")
     for answer, rows in measured[0]["constant"].items() if measured else ():
         lines += [f"| *constant: {answer}* | {row['level']} | {row['name']} | {row['value']:.3f} | |" for row in rows]
     return "\n".join(lines)
 
 
-def _describe_run(manifest: ManifestReference, stores: list[StoreReference], configuration: dict[str, Any]) -> dict[str, str]:
-    parts = {f"{key}": str(value) for key, value in configuration.items() if not isinstance(value, dict | list | tuple)}
-    nested = {
-        f"{key}.{inner}": str(value) for key, part in configuration.items() if isinstance(part, dict) for inner, value in part.items()
-    }
-    detectors = {
-        f"detector {entry['kind']}": ", ".join(f"{key}={value}" for key, value in entry.items()) for entry in configuration["detectors"]
-    }
+def _describe_run(manifest: ManifestReference) -> dict[str, str]:
     return {
         "manifest digest": manifest["digest"],
-        **{f"model digest, {store['kind']}": store["model_digest"] for store in stores},
         "code": f"normascope {version('normascope')}, fingerprint {code_fingerprint(__name__)[:16]}",
         "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scikit-learn", "zarr", "prefect", "dask")),
         "python": platform.python_version(),
-        **detectors,
-        **{key: value for key, value in (parts | nested).items() if value != "None"},
     }
 
 
-def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> DetectorResult:
+def _describe_models(labels: list[str], models: list[ModelReference], bundles: list[Bundle]) -> dict[str, str]:
+    """What each detector was trained on, and with what."""
+    trained = zip(labels, models, bundles, strict=True)
+    return {label: f"model {model['digest']}. {_describe_training(bundle.card)}" for label, model, bundle in trained}
+
+
+def _describe_training(card: dict[str, Any]) -> str:
+    data, training, code = card["trained_on"], card["training"], card["code"]
+    epoch = f", epoch {training['best_epoch']} of {len(training['curve'])} kept" if training["curve"] else ""
+    packages = ", ".join(f"{name} {number}" for name, number in card["packages"].items())
+    return (
+        f"Trained on {data['samples']:,} samples ({data['abnormal']:,} abnormal) of {data['subjects']:,} subjects in manifest "
+        f"{data['manifest_digest']}, seed {training['seed']}{epoch}, by normascope {code['normascope']}, fingerprint "
+        f"{code['fingerprint'][:16]}, with {packages}."
+    )
+
+
+def _say_how_to_repeat(configuration: dict[str, Any]) -> dict[str, str]:
+    return {
+        "to run it again": "normascope run run.yaml, with the configuration below, which lies beside this page as run.yaml",
+        "run.yaml": _as_yaml(configuration),
+    }
+
+
+def _as_yaml(configuration: dict[str, Any]) -> str:
+    return yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+
+
+def _describe_detector(label: str, result: dict[str, Any], pictures: dict[str, bytes], extremes: list[Extremes]) -> DetectorResult:
     thresholds = [
         Threshold(
             level=point["level"],
@@ -167,12 +205,15 @@ def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> De
     training = result["training"]
     low, high = result["colour_range"]
     return DetectorResult(
-        name=NAMES[result["kind"]],
+        name=label,
         kind=result["kind"],
         metrics=[MetricRow(**row) for row in result["metrics"]],
         thresholds=thresholds,
         roc={level: (np.array(x), np.array(y)) for level, (x, y) in result["roc"].items()},
         pr={level: (np.array(x), np.array(y)) for level, (x, y) in result["pr"].items()},
+        roc_bands={level: _as_band(bands["roc"]) for level, bands in result["bands"].items()},
+        pr_bands={level: _as_band(bands["pr"]) for level, bands in result["bands"].items()},
+        prevalence=result["prevalence"],
         scores_normal=np.array(result["scores"]["normal"]),
         scores_abnormal=np.array(result["scores"]["abnormal"]),
         colour_range=(low, high if high > low else low + 1e-6),
@@ -187,7 +228,13 @@ def _describe_detector(result: dict[str, Any], pictures: dict[str, bytes]) -> De
         subgroups=[SubgroupRow(**{**row, "metrics": [MetricRow(**metric) for metric in row["metrics"]]}) for row in result["subgroups"]],
         reliability=[(found["items"], found["mean_probability"], found["abnormal"]) for found in result["reliability"] or ()],
         unscored=result["unscored"],
+        extremes=extremes,
     )
+
+
+def _as_band(ends: list[list[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    at, low, high = map(np.array, ends)
+    return at, low, high
 
 
 def _describe_tuned(tuned: dict[str, Any] | None) -> str:
@@ -197,9 +244,8 @@ def _describe_tuned(tuned: dict[str, Any] | None) -> str:
     return f"{tuned['name']} = {tuned['value']:g}, by {tuned['by']}{f' (tried{tried[1:]})' if tried else ''}"
 
 
-def _count(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[CountRow]:
+def _count(rows: pd.DataFrame, store: ScoreStore) -> list[CountRow]:
     """Samples and subjects by split and label; failures are those of the first detector, which all read the same files."""
-    store = next(iter(opened.values()))
     failures = store.failures().set_index("row")["reason"] if (store.status() == FAILED).any() else pd.Series(dtype=str)
     names = {0: "normal", 1: "abnormal"}
     table = rows.assign(
@@ -220,88 +266,3 @@ def _count(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[CountRow]:
     ]
     order = {split: position for position, split in enumerate((*_SPLITS, "none"))}
     return sorted(counts, key=lambda row: (order[row.split], row.label != "normal"))
-
-
-def _choose_gallery(rows: pd.DataFrame, opened: dict[str, ScoreStore]) -> list[GallerySample]:
-    """From the test split: of each finding, and of normal samples, the highest and the lowest score of the first detector."""
-    store = next(iter(opened.values()))
-    tested = rows[(rows["split"] == "test") & rows["label"].notna() & (store.status() == SCORED)]
-    score = pd.Series(store.image_scores(), rows.index)
-    samples = []
-    for (label, finding), group in tested.groupby([tested["label"], tested["finding"].fillna("")], sort=True):
-        ranked = group.loc[score[group.index].sort_values(ascending=False).index]
-        extremes = pd.concat([ranked.head(_SAMPLES_A_KIND), ranked.tail(min(_SAMPLES_A_KIND, max(0, len(ranked) - _SAMPLES_A_KIND)))])
-        samples += [
-            _show(int(position), row, int(label), str(finding), opened, len(ranked), ranked.index) for position, row in extremes.iterrows()
-        ]
-    return samples
-
-
-def _show(
-    position: int, row: pd.Series, label: int, finding: str, opened: dict[str, ScoreStore], of: int, ranked: pd.Index
-) -> GallerySample:
-    where = f", x {row['x_px']} y {row['y_px']}" if pd.notna(row["slide_id"]) or row["x_px"] or row["y_px"] else ""
-    rank = ranked.tolist().index(position) + 1
-    return GallerySample(
-        sample_id=row["sample_id"],
-        caption=f"{filesystems.name_of(row['uri'])}{where}; score {rank} of {of} from the top",
-        label="abnormal" if label else "normal",
-        finding=finding or ("abnormal" if label else "normal"),
-        image=read_sample(row, size_px=_GALLERY_PX),
-        mask=read_sample_mask(row, size_px=_GALLERY_PX) if label else None,
-        maps={
-            name: _resize(store.read_maps(range(position, position + 1))[0], _GALLERY_PX)
-            for name, store in opened.items()
-            if store.map_size_px
-        },
-    )
-
-
-def _overview(group: pd.DataFrame, opened: dict[str, ScoreStore], bar: Bar) -> SlideOverview:
-    first = group.iloc[0]
-    with open_slide(first["uri"]) as slide:
-        width_px, height_px = slide.width_px, slide.height_px
-        level = int(first["level"])
-        level_size, downsample = slide.level_dimensions[level], slide.level_downsamples[level]
-        overview = slide.thumbnail(_OVERVIEW_PX)
-    mask = read_whole_mask(first, max_px=4 * _OVERVIEW_PX)
-    if mask is not None:
-        size = (overview.shape[1], overview.shape[0])
-        mask = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) >= 128
-    findings = sorted(set(group["finding"].dropna()))
-    bar.advance()
-    return SlideOverview(
-        slide_id=str(first["slide_id"]),
-        subject_id=str(first["subject_id"]),
-        split=str(first["split"]),
-        label="abnormal" if (group["label"] == 1).any() else "normal",
-        finding=", ".join(findings),
-        spacing_um=None if pd.isna(first["spacing_um"]) else float(first["spacing_um"]) / downsample,
-        width_px=width_px,
-        height_px=height_px,
-        overview=overview,
-        mask=mask,
-        heat={name: _heat(group, store, level_size, overview.shape[:2]) for name, store in opened.items() if store.map_size_px},
-    )
-
-
-def _heat(group: pd.DataFrame, store: ScoreStore, level_size: tuple[int, int], size: tuple[int, ...]) -> np.ndarray:
-    """The maps of a slide's tiles in the overview's coordinates, (h, w) float32, NaN where nothing was scored.
-
-    `level_size` is width and height of the level that the tiles' boxes count in.
-    """
-    heat = np.full(size, np.nan, np.float32)
-    status = store.status()[group.index]
-    maps = store.read_maps(group.index.to_numpy())
-    scale_x, scale_y = size[1] / level_size[0], size[0] / level_size[1]
-    for row, one_map, state in zip(group.to_dict("records"), maps, status, strict=True):
-        if state == SCORED:
-            x0, x1 = round(row["x_px"] * scale_x), round((row["x_px"] + row["width_px"]) * scale_x)
-            y0, y1 = round(row["y_px"] * scale_y), round((row["y_px"] + row["height_px"]) * scale_y)
-            reduced = Image.fromarray(one_map.astype(np.float32)).resize((max(1, x1 - x0), max(1, y1 - y0)), Image.Resampling.BOX)
-            heat[y0 : y0 + reduced.height, x0 : x0 + reduced.width] = np.asarray(reduced)[: size[0] - y0, : size[1] - x0]
-    return heat
-
-
-def _resize(one_map: np.ndarray, size_px: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(one_map.astype(np.float32)).resize((size_px, size_px), Image.Resampling.BILINEAR))

@@ -17,7 +17,13 @@ from skimage.measure import approximate_polygon, find_contours
 
 # Okabe & Ito, "Color Universal Design" (2008). Classes and detectors never share a colour.
 NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
-_DETECTOR_STYLES = [("#000000", "-"), ("#009E73", "--"), ("#CC79A7", "-."), ("#E69F00", ":"), ("#56B4E9", (0, (5, 1, 1, 1, 1, 1)))]
+_DETECTOR_STYLES: list[tuple[str, Any]] = [
+    ("#000000", "-"),
+    ("#009E73", "--"),
+    ("#CC79A7", "-."),
+    ("#E69F00", ":"),
+    ("#56B4E9", (0, (5, 1, 1, 1, 1, 1))),
+]
 _MARKS = "osD^v"
 
 
@@ -61,8 +67,7 @@ _FAINTEST = 64  # alpha of the lowest level over a slide: the tissue shows throu
 _COLOURS = np.round(255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, _LEVELS))[:, :3]).astype(np.uint8)
 _PALETTE = np.vstack([np.zeros((1, 3), np.uint8), _COLOURS])
 
-_CURVE_TOLERANCE = 5e-4  # a tenth of a pixel on the page
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "normascope",
     "text.parse_math": False,  # a $ in a detector's name is a $
@@ -81,8 +86,6 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "hatch.linewidth": 0.5,
 }
-
-Curve = tuple[np.ndarray, np.ndarray]
 
 
 def encode_photograph(image: np.ndarray, *, max_px: int) -> str:
@@ -115,6 +118,11 @@ def paint_colour_bar() -> str:
     return _encode_palette(np.arange(1, _LEVELS + 1, dtype=np.uint8)[None, :], faintest=255)
 
 
+def paint_mask(mask: np.ndarray) -> str:
+    """A bool (H, W) mask as a PNG data URI of one bit a pixel: white where true, black elsewhere."""
+    return _encode(Image.fromarray(mask), "PNG", optimize=True)
+
+
 def outline_mask(mask: np.ndarray) -> str:
     """The border of a bool (H, W) mask as an SVG path in pixels of the mask, (0, 0) its upper left corner; empty for an empty mask."""
     padded = np.pad(mask, 1).astype(np.uint8)  # a region at the picture's edge is closed too
@@ -129,41 +137,6 @@ def choose_scale_bar(width_mm: float) -> float:
     return next(step * power for step in (5, 2, 1) if step * power <= limit)
 
 
-def thin_curve(curve: Curve) -> Curve:
-    """The points of a curve in the unit square without which it would move by more than 0.0005 (Douglas & Peucker 1973)."""
-    points = approximate_polygon(np.column_stack(curve).astype(np.float64), _CURVE_TOLERANCE)
-    return points[:, 0], points[:, 1]
-
-
-def step_precision(curve: Curve) -> Curve:
-    """(recall, precision) with its corners: precision holds from one recall to the next, as average precision sums it."""
-    recall, precision = (values[::-1] if curve[0][0] > curve[0][-1] else values for values in curve)
-    return np.repeat(recall, 2)[:-1], np.repeat(precision, 2)[1:]
-
-
-def draw_curves(roc: dict[str, Curve], pr: dict[str, Curve], *, names: list[str], prevalence: float | None, prefix: str) -> str:
-    """ROC and precision-recall curves of all detectors side by side, as inline SVG.
-
-    Args:
-        roc: detector -> (false positive rate, true positive rate).
-        pr: detector -> (recall, precision), corners included.
-        names: all detectors of the report; a detector's place in it is its line style.
-        prevalence: share of positives, drawn as the precision of chance.
-        prefix: of the SVG's element ids, unique in the page.
-    """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.2, 4.1), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.plot([0, 1], [0, 1], color="#999999", lw=0.8, ls=(0, (2, 2)))
-        if prevalence is not None:
-            right.axhline(prevalence, color="#999999", lw=0.8, ls=(0, (2, 2)))
-        _draw_lines(left, roc, names, title="ROC", xlabel="False positive rate", ylabel="True positive rate")
-        _draw_lines(right, pr, names, title="Precision–recall", xlabel="Recall", ylabel="Precision")
-        handles, labels = left.get_legend_handles_labels() if roc else right.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=2.8)
-        return _as_svg(figure, prefix)
-
-
 def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, thresholds: dict[str, list[float]], prefix: str) -> str:
     """Histograms of image scores, one panel a detector, normal against abnormal with the thresholds, as inline SVG.
 
@@ -174,7 +147,7 @@ def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, t
     """
     columns = min(2, len(scores))
     rows = math.ceil(len(scores) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 0.3 + 2.8 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, (name, normal, abnormal) in zip(panels, scores, strict=False):
@@ -184,14 +157,14 @@ def draw_score_histograms(scores: list[tuple[str, np.ndarray, np.ndarray]], *, t
             panel.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
     """Training loss and what was measured on validation by epoch, one panel a detector, the epoch that was kept marked, as inline SVG."""
     columns = min(2, len(learning))
     rows = math.ceil(len(learning) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 0.3 + 2.6 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, (name, curve) in zip(panels, learning.items(), strict=False):
@@ -208,7 +181,7 @@ def draw_learning(learning: dict[str, LearningCurve], *, prefix: str) -> str:
                 right.set(ylim=(0, 1), ylabel="Validation AUROC, green")
         for panel in panels[len(learning) :]:
             panel.set_axis_off()
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 @dataclass(frozen=True)
@@ -235,7 +208,7 @@ def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> st
         y += 1.1 if line.grouping != last else 0
         heights.append(y)
         y, last = y + step, line.grouping
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 1.0 + 0.24 * y), layout="constrained")
         axes = figure.subplots()
         for line, height in zip(lines, heights, strict=True):
@@ -259,20 +232,20 @@ def draw_forest(lines: list[ForestLine], *, names: list[str], prefix: str) -> st
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
         for place, name in enumerate(names):
-            colour = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)][0]
-            axes.plot([], [], color=colour, marker=_MARKS[place % len(_MARKS)], lw=1.3, ms=5, label=name)
+            colour, _, mark = style_of(place)
+            axes.plot([], [], color=colour, marker=mark, lw=1.3, ms=5, label=name)
         figure.legend(loc="outside upper left", ncols=4)
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 def _mark_interval(axes: Axes, point: tuple[float, float | None, float | None] | None, height: float, place: int) -> None:
     if point is None:
         return
-    colour = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)][0]
+    colour, _, mark = style_of(place)
     value, low, high = point
     if low is not None and high is not None:
         axes.plot([low, high], [height, height], color=colour, lw=1.3, solid_capstyle="butt")
-    axes.plot([value], [height], color=colour, marker=_MARKS[place % len(_MARKS)], ms=5, mfc=colour if low is not None else "white")
+    axes.plot([value], [height], color=colour, marker=mark, ms=5, mfc=colour if low is not None else "white")
 
 
 def draw_reliability(bins: dict[str, list[tuple[int, float, int]]], *, prefix: str) -> str:
@@ -284,7 +257,7 @@ def draw_reliability(bins: dict[str, list[tuple[int, float, int]]], *, prefix: s
     """
     columns = min(2, len(bins))
     rows = math.ceil(len(bins) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.1 * columns, 0.2 + 3.9 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, (name, found) in zip(panels, bins.items(), strict=False):
@@ -295,7 +268,7 @@ def draw_reliability(bins: dict[str, list[tuple[int, float, int]]], *, prefix: s
             panel.set(title=name, xlabel="Mean probability", ylabel="Share abnormal", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         for panel in panels[len(bins) :]:
             panel.set_axis_off()
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 @dataclass(frozen=True)
@@ -323,12 +296,12 @@ def draw_study(lines: list[StudyLine], *, references: dict[str, float], prefix: 
         references: name -> test AUROC, drawn as level lines: the best and the worst trial, other criteria's choices.
         prefix: of the SVG's element ids, unique in the page.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.2), layout="constrained")
         axes = figure.subplots()
         counts = sorted({count for line in lines for count in line.counts})
         for place, line in enumerate(lines):
-            colour, style = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)]
+            colour, style, _ = style_of(place)
             at = [counts.index(count) + 0.06 * (place - (len(lines) - 1) / 2) for count in line.counts]  # side by side, not over each other
             axes.errorbar(
                 at, line.means, yerr=[one or 0 for one in line.deviations], color=colour, ls=style, lw=1.4, marker="o", ms=4, capsize=3,
@@ -340,7 +313,7 @@ def draw_study(lines: list[StudyLine], *, references: dict[str, float], prefix: 
         axes.grid(axis="y", color="#e4e4e4", lw=0.6)
         axes.set_axisbelow(True)
         figure.legend(loc="outside upper left", ncols=4, handlelength=2.8)
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 def _write_levels(axes: Axes, references: dict[str, float], *, right: float) -> None:
@@ -367,7 +340,7 @@ def draw_criteria(panels: dict[str, tuple[np.ndarray, int]], tested: np.ndarray,
         tested: (T,) AUROC on the test split.
         prefix: of the SVG's element ids, unique in the page.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 2.9), layout="constrained")
         for axes, (name, (values, chosen)) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
             axes.plot(values, tested, "o", color="#000000", ms=3.5, alpha=0.75)
@@ -377,7 +350,7 @@ def draw_criteria(panels: dict[str, tuple[np.ndarray, int]], tested: np.ndarray,
             axes.grid(color="#e4e4e4", lw=0.6)
             axes.set_axisbelow(True)
         figure.axes[0].set_ylabel("AUROC on the test split")
-        return _as_svg(figure, prefix)
+        return as_svg(figure, prefix)
 
 
 def draw_samples(labels: list[str], images: np.ndarray, reconstructions: np.ndarray | None, maps: np.ndarray) -> bytes:
@@ -393,7 +366,7 @@ def draw_samples(labels: list[str], images: np.ndarray, reconstructions: np.ndar
     """
     low, high = np.percentile(maps, (1, 99.9))
     rows = [("image", images), *([("reconstruction", reconstructions)] if reconstructions is not None else []), ("map", maps)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.3 + 1.25 * len(labels), 0.3 + 1.25 * len(rows)), dpi=100, layout="constrained")
         panels = figure.subplots(len(rows), len(labels), squeeze=False)
         for row, (name, pictures) in enumerate(rows):
@@ -408,16 +381,10 @@ def draw_samples(labels: list[str], images: np.ndarray, reconstructions: np.ndar
     return content.getvalue()
 
 
-def _draw_lines(axes: Axes, curves: dict[str, Curve], names: list[str], *, title: str, xlabel: str, ylabel: str) -> None:
-    for place, name in enumerate(names):
-        if name in curves:
-            colour, line = _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)]
-            axes.plot(*curves[name], color=colour, ls=line, lw=1.5, label=name, clip_on=False)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(color="#e4e4e4", lw=0.6)
-    axes.set_axisbelow(True)
+def style_of(place: int) -> tuple[str, Any, str]:
+    """Colour, line and mark of a detector by its place among all; 25 differ."""
+    turned = (place + place // len(_DETECTOR_STYLES)) % len(_DETECTOR_STYLES)
+    return _DETECTOR_STYLES[place % len(_DETECTOR_STYLES)][0], _DETECTOR_STYLES[turned][1], _MARKS[turned]
 
 
 def _draw_histogram(axes: Axes, normal: np.ndarray, abnormal: np.ndarray, *, thresholds: list[float]) -> None:
@@ -432,7 +399,7 @@ def _draw_histogram(axes: Axes, normal: np.ndarray, abnormal: np.ndarray, *, thr
     axes.set_ylim(bottom=0)
 
 
-def _as_svg(figure: Figure, prefix: str) -> str:
+def as_svg(figure: Figure, prefix: str) -> str:
     """The figure as an <svg> element whose ids start with `prefix`, so that several stand in one page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from storage.reports import figures
+from storage.reports import curves, figures
 
 Level = Literal["image", "pixel"]
 _LEVELS: tuple[Level, ...] = ("image", "pixel")
@@ -27,7 +28,8 @@ _COMPARED: dict[Level, tuple[str, ...]] = {
     "pixel": ("AUROC", "average precision", "AUPRO", "Dice"),
 }
 _OVERVIEW_PX = 768
-_GALLERY_PX = 384
+_GALLERY_PX = 256  # of a gallery's photograph; its maps and reconstructions are smaller
+_TILE_PX = 160
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,37 @@ class ConstantRow:
 
 
 @dataclass(frozen=True)
+class ExtremeSample:
+    """A tested picture uint8 (H, W, 3) and its image score."""
+
+    sample_id: str
+    finding: str
+    score: float
+    image: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_picture(f"extreme sample {self.sample_id!r}", self.image, None, {})
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The samples of a class ("normal") that one detector scores highest or lowest (`end`), the most extreme first."""
+
+    label: str
+    end: Literal["highest", "lowest"]
+    samples: list[ExtremeSample]
+
+
+@dataclass(frozen=True)
 class DetectorResult:
     """What one detector did on the test split.
 
     Attributes:
         roc: level -> (false positive rate, true positive rate), each (n,), in [0, 1].
         pr: level -> (recall, precision), each (n,), in [0, 1], sorted by recall either way.
+        roc_bands, pr_bands: level -> pointwise band: false positive rates or recalls, lower and upper ends, each (n,), in [0, 1]; only
+            where there are intervals.
+        prevalence: level -> share of abnormal items.
         scores_normal, scores_abnormal: image scores, (n,), higher is more anomalous.
         colour_range: (low, high) of its maps, the same for every picture; values outside are clipped.
         operating: what could not be had of thresholds, and why; and what else was chosen on validation.
@@ -134,14 +161,15 @@ class DetectorResult:
         subgroups: by what the manifest says of the samples.
         reliability: of a detector whose scores are probabilities: (samples, their mean probability, how many are abnormal) a bin.
         unscored: test samples without a score, by why; they are in no metric.
+        extremes: of each class, what it scores highest and lowest.
     """
 
     name: str
     kind: str
     metrics: list[MetricRow]
     thresholds: list[Threshold]
-    roc: dict[Level, figures.Curve]
-    pr: dict[Level, figures.Curve]
+    roc: dict[Level, curves.Curve]
+    pr: dict[Level, curves.Curve]
     scores_normal: np.ndarray
     scores_abnormal: np.ndarray
     colour_range: tuple[float, float]
@@ -153,6 +181,10 @@ class DetectorResult:
     subgroups: list[SubgroupRow] = field(default_factory=list)
     reliability: list[tuple[int, float, int]] = field(default_factory=list)
     unscored: dict[str, int] = field(default_factory=dict)
+    roc_bands: dict[Level, curves.Band] = field(default_factory=dict)
+    pr_bands: dict[Level, curves.Band] = field(default_factory=dict)
+    prevalence: dict[Level, float] = field(default_factory=dict)
+    extremes: list[Extremes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         low, high = self.colour_range
@@ -165,7 +197,17 @@ class DetectorResult:
 
 @dataclass(frozen=True)
 class GallerySample:
-    """One tested picture: uint8 (H, W, 3), its mask bool (H, W) or None, and detector -> map float (h, w) of the same field."""
+    """One tested picture as every detector sees it.
+
+    Attributes:
+        caption: what it is and how it ranks.
+        group: heading under which it stands; samples of one group follow each other.
+        image: uint8 (H, W, 3).
+        mask: bool (H, W), or None where it is unknown.
+        maps: detector -> float (h, w), of the same field.
+        reconstructions: detector -> uint8 (h, w, 3), of detectors that reconstruct.
+        called: detector -> bool (h, w), where its map reaches its pixel threshold; only of samples with a mask to compare it with.
+    """
 
     sample_id: str
     caption: str
@@ -174,9 +216,14 @@ class GallerySample:
     image: np.ndarray
     mask: np.ndarray | None
     maps: dict[str, np.ndarray]
+    group: str = ""
+    reconstructions: dict[str, np.ndarray] = field(default_factory=dict)
+    called: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_picture(f"gallery sample {self.sample_id!r}", self.image, self.mask, self.maps)
+        for name, picture in self.reconstructions.items():
+            _check_picture(f"reconstruction of {self.sample_id!r} by {name!r}", picture, None, {})
 
 
 @dataclass(frozen=True)
@@ -228,6 +275,9 @@ class Report:
         constants: what the constant answers come to on the same samples.
         differences: of pairs of detectors.
         unpaired: why some differences are missing.
+        interval: how the intervals were made: "bca" or "percentile".
+        gallery_by: the detector whose scores rank the gallery.
+        slides_left_out: how many slides are not shown, to keep the page small.
     """
 
     title: str
@@ -244,6 +294,9 @@ class Report:
     constants: list[ConstantRow] = field(default_factory=list)
     differences: list[DifferenceRow] = field(default_factory=list)
     unpaired: str = ""
+    interval: Literal["bca", "percentile"] = "bca"
+    gallery_by: str = ""
+    slides_left_out: int = 0
 
     def __post_init__(self) -> None:
         names = [detector.name for detector in self.detectors]
@@ -279,12 +332,14 @@ def render_html(report: Report) -> str:
         forest=_draw_forest(report.detectors),
         reliability=_draw_reliability(report.detectors),
         curves=_draw_curves(report.detectors),
+        banded=any(one.roc_bands or one.pr_bands for one in report.detectors),
         learning=_draw_learning(report.detectors),
         samples=[(one, figures.as_uri(one.training_samples, "PNG")) for one in report.detectors if one.training_samples],
         histograms=_draw_histograms(report.detectors),
         colour_bar=figures.paint_colour_bar(),
         mapped=_find_mapped(report.detectors, (sample.maps for sample in report.gallery)),
-        gallery=[_show_sample(sample, report.detectors) for sample in report.gallery],
+        gallery=_group_gallery(report),
+        extremes=[(one, [_show_extremes(each) for each in one.extremes]) for one in report.detectors if one.extremes],
         heated=_find_mapped(report.detectors, (slide.heat for slide in report.slides)),
         slides=[_show_slide(slide, report.detectors) for slide in report.slides],
         reasons=_list_reasons(report.counts),
@@ -301,13 +356,20 @@ def metrics_as_json(report: Report) -> str:
         "painted": report.painted,
         "generated_note": report.generated_note,
         "run": report.run,
-        "bootstrap": {"n_subjects": report.n_subjects, "n_resamples": report.n_resamples, "level": report.level},
+        "bootstrap": {
+            "n_subjects": report.n_subjects,
+            "n_resamples": report.n_resamples,
+            "level": report.level,
+            "interval": report.interval,
+        },
         "counts": [vars(row) for row in report.counts],
         "constants": [vars(row) for row in report.constants],
         "differences": [vars(row) | {"metric": vars(row.metric)} for row in report.differences],
         "unpaired": report.unpaired,
         "detectors": [_describe_detector(detector) for detector in report.detectors],
-        "gallery": [{key: getattr(sample, key) for key in ("sample_id", "caption", "label", "finding")} for sample in report.gallery],
+        "gallery": [
+            {key: getattr(sample, key) for key in ("sample_id", "group", "caption", "label", "finding")} for sample in report.gallery
+        ],
         "slides": [
             {key: value for key, value in vars(slide).items() if key not in ("overview", "mask", "heat")} for slide in report.slides
         ],
@@ -354,11 +416,15 @@ def metrics_as_csv(report: Report) -> str:
 
 
 def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
-    curves = {"roc": detector.roc, "pr": {level: figures.step_precision(curve) for level, curve in detector.pr.items()}}
+    drawn = {"roc": detector.roc, "pr": {level: curves.step_precision(curve) for level, curve in detector.pr.items()}}
     axes = {"roc": ("false_positive_rate", "true_positive_rate"), "pr": ("recall", "precision")}
     thinned = {
-        kind: {level: dict(zip(axes[kind], map(_round, figures.thin_curve(curve)), strict=True)) for level, curve in of_level.items()}
-        for kind, of_level in curves.items()
+        kind: {level: dict(zip(axes[kind], map(_round, curves.thin_curve(curve)), strict=True)) for level, curve in of_level.items()}
+        for kind, of_level in drawn.items()
+    }
+    bands = {
+        kind: {level: dict(zip((axes[kind][0], "low", "high"), map(_round, band), strict=True)) for level, band in of_level.items()}
+        for kind, of_level in (("roc", detector.roc_bands), ("pr", detector.pr_bands))
     }
     return {
         "name": detector.name,
@@ -367,6 +433,12 @@ def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
         "thresholds": [vars(threshold) | {"came": [vars(row) for row in threshold.came]} for threshold in detector.thresholds],
         "p_values": [vars(row) for row in detector.p_values],
         "curves": thinned,
+        "bands": bands,
+        "prevalence": detector.prevalence,
+        "extremes": [
+            {"label": one.label, "end": one.end, "samples": [{"sample_id": each.sample_id, "score": each.score} for each in one.samples]}
+            for one in detector.extremes
+        ],
         "scores": {"normal": _round(detector.scores_normal), "abnormal": _round(detector.scores_abnormal)},
         "colour_range": [float(end) for end in detector.colour_range],
         "operating": detector.operating,
@@ -437,23 +509,23 @@ def _draw_reliability(detectors: list[DetectorResult]) -> Markup | None:
     return Markup(figures.draw_reliability(bins, prefix="reliability")) if bins else None
 
 
-def _draw_curves(detectors: list[DetectorResult]) -> dict[Level, Markup]:
+def _draw_curves(detectors: list[DetectorResult]) -> dict[Level, list[Markup]]:
+    """Of each level one picture of all detectors, and of many detectors a second one with their bands."""
     names = [detector.name for detector in detectors]
-    drawn: dict[Level, Markup] = {}
+    drawn: dict[Level, list[Markup]] = {}
     for level in _LEVELS:
-        roc = {detector.name: figures.thin_curve(detector.roc[level]) for detector in detectors if level in detector.roc}
-        pr = {
-            detector.name: figures.thin_curve(figures.step_precision(detector.pr[level])) for detector in detectors if level in detector.pr
-        }
-        if roc or pr:
-            prevalence = _measure_prevalence(detectors[0]) if level == "image" else None
-            drawn[level] = Markup(figures.draw_curves(roc, pr, names=names, prevalence=prevalence, prefix=f"{level}-curves"))
+        found = curves.LevelCurves(
+            roc={one.name: curves.thin_curve(one.roc[level]) for one in detectors if level in one.roc},
+            pr={one.name: curves.thin_curve(curves.step_precision(one.pr[level])) for one in detectors if level in one.pr},
+            roc_bands={one.name: one.roc_bands[level] for one in detectors if level in one.roc_bands},
+            pr_bands={one.name: one.pr_bands[level] for one in detectors if level in one.pr_bands},
+            prevalence=next((one.prevalence[level] for one in detectors if level in one.prevalence), None),
+        )
+        if found.roc or found.pr:
+            panels = curves.draw_band_panels(found, names=names, prefix=f"{level}-bands")
+            together = curves.draw_curves(found, names=names, prefix=f"{level}-curves")
+            drawn[level] = [Markup(svg) for svg in (together, panels) if svg is not None]
     return drawn
-
-
-def _measure_prevalence(detector: DetectorResult) -> float | None:
-    total = len(detector.scores_normal) + len(detector.scores_abnormal)
-    return len(detector.scores_abnormal) / total if total else None
 
 
 def _draw_histograms(detectors: list[DetectorResult]) -> Markup | None:
@@ -472,14 +544,40 @@ def _find_mapped(detectors: list[DetectorResult], maps: Iterable[dict[str, np.nd
     return [detector for detector in detectors if detector.name in named]
 
 
+def _group_gallery(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The samples under their headings."""
+    groups = dict.fromkeys(sample.group for sample in report.gallery)
+    return [(group, [_show_sample(one, report.detectors) for one in report.gallery if one.group == group]) for group in groups]
+
+
 def _show_sample(sample: GallerySample, detectors: list[DetectorResult]) -> dict[str, Any]:
+    reduced = {name: _reduce(values) for name, values in sample.maps.items()}
     return {
         "sample": sample,
         "photograph": figures.encode_photograph(sample.image, max_px=_GALLERY_PX),
         "outline": None if sample.mask is None else figures.outline_mask(sample.mask),
-        "maps": _paint_maps(sample.maps, detectors, fading=False),
+        "mask": figures.paint_mask(sample.mask) if sample.mask is not None and sample.called else None,
+        "maps": _paint_maps(reduced, detectors, fading=False),
+        "reconstructions": {name: figures.encode_photograph(one, max_px=_TILE_PX) for name, one in sample.reconstructions.items()},
+        "called": {name: figures.paint_mask(one) for name, one in sample.called.items()},
         "size": sample.image.shape[:2],
     }
+
+
+def _show_extremes(found: Extremes) -> dict[str, Any]:
+    return {
+        "label": found.label,
+        "end": found.end,
+        "samples": [(one, figures.encode_photograph(one.image, max_px=_TILE_PX), one.image.shape[:2]) for one in found.samples],
+    }
+
+
+def _reduce(values: np.ndarray) -> np.ndarray:
+    """A map with no side longer than a tile of the gallery."""
+    if max(values.shape) <= _TILE_PX:
+        return values
+    height, width = (max(1, round(side * _TILE_PX / max(values.shape))) for side in values.shape)
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
 
 
 def _show_slide(slide: SlideOverview, detectors: list[DetectorResult]) -> dict[str, Any]:

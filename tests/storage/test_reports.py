@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.reports import figures
+from storage.reports import curves, figures
 from storage.reports.figures import LearningCurve, draw_samples
 from storage.reports.page import (
     ConstantRow,
     CountRow,
     DetectorResult,
     DifferenceRow,
+    Extremes,
+    ExtremeSample,
     GallerySample,
     MetricRow,
     PValueRow,
@@ -54,7 +56,10 @@ class PageReader(HTMLParser):
 
 def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
     curve = (np.array([0.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.5, 0.75, 1.0]))
+    grid = np.array([0.0, 0.5, 1.0])
+    band = (grid, np.array([0.0, 0.25, 1.0]), np.array([0.125, 0.875, 1.0]))
     came = [MetricRow("image", "specificity", 0.9, 0.8, 1.0)]
+    far = ExtremeSample("x1", "pen", 3.5, np.zeros((6, 8, 3), np.uint8))
     return DetectorResult(
         name=name,
         kind="features",
@@ -77,6 +82,10 @@ def make_detector(name: str, *, auroc: float = 0.9375) -> DetectorResult:
         ],
         reliability=[(8, 0.25, 2), (2, 0.75, 1)],
         unscored={"pending": 0, "failed": 3},
+        roc_bands={"image": band},
+        pr_bands={"image": band},
+        prevalence={"image": 0.4, "pixel": 0.0625},
+        extremes=[Extremes("abnormal", "highest", [far])],
     )
 
 
@@ -86,6 +95,7 @@ def make_report(**changes: object) -> Report:
     mask[10:20, 30:50] = True
     image = rng.integers(0, 256, (48, 64, 3), np.uint8)
     maps = {name: rng.uniform(1, 4, (48, 64)).astype(np.float32) for name in ("memory", "autoencoder")}
+    called = {name: values >= 2.125 for name, values in maps.items()}
     report = Report(
         title="Two detectors",
         painted=True,
@@ -93,7 +103,7 @@ def make_report(**changes: object) -> Report:
         run={"Seed": "7", "Configuration": "a: 1\nb: 2"},
         counts=[CountRow("test", "abnormal", 2, 1, excluded={"blurred": 3}, failed={"truncated": 1})],
         detectors=[make_detector("memory"), make_detector("autoencoder", auroc=0.5625)],
-        gallery=[GallerySample("s1", "x 1 y 2", "abnormal", "pen", image, mask, maps)],
+        gallery=[GallerySample("s1", "x 1 y 2", "abnormal", "pen", image, mask, maps, "Abnormal, highest", {"memory": image}, called)],
         slides=[SlideOverview("slide-1", "p1", "test", "abnormal", "pen", 0.5, 6400, 4800, image, mask, maps)],
         n_subjects=11,
         n_resamples=2000,
@@ -145,9 +155,10 @@ def test_table_shows_values_intervals_and_the_reason_where_there_is_none(html):
 
 def test_names_are_escaped_everywhere():
     report = make_report()
-    sample = dataclasses.replace(report.gallery[0], sample_id=HOSTILE, finding=HOSTILE, caption=HOSTILE, label=HOSTILE)
+    sample = dataclasses.replace(report.gallery[0], sample_id=HOSTILE, finding=HOSTILE, caption=HOSTILE, label=HOSTILE, group=HOSTILE)
+    far = dataclasses.replace(report.detectors[0].extremes[0].samples[0], sample_id=HOSTILE, finding=HOSTILE)
     slide = dataclasses.replace(report.slides[0], slide_id=HOSTILE, subject_id=HOSTILE)
-    detector = dataclasses.replace(make_detector(HOSTILE), kind=HOSTILE, operating=HOSTILE)
+    detector = dataclasses.replace(make_detector(HOSTILE), kind=HOSTILE, operating=HOSTILE, extremes=[Extremes(HOSTILE, "lowest", [far])])
     named = {HOSTILE: HOSTILE}
     hostile = make_report(
         title=HOSTILE,
@@ -295,6 +306,60 @@ def test_reliability_is_shown_of_probabilities_alone(html):
     assert 'id="reliability"' not in render_html(make_report(detectors=plain))
 
 
+def test_bands_are_shaded_in_one_picture_of_few_detectors_and_in_one_each_of_many(html):
+    section = section_of(html, "curves")
+    assert "Shaded: pointwise 95&nbsp;% bands" in section
+    assert section.count('<figure class="plot"') == 2  # image and pixel level
+    assert section.count('id="image-curves-FillBetweenPolyCollection') == 4
+    found = json.loads(metrics_as_json(make_report()))["detectors"][0]
+    assert found["bands"]["roc"]["image"] == {"false_positive_rate": [0, 0.5, 1], "low": [0, 0.25, 1], "high": [0.125, 0.875, 1]}
+    assert found["prevalence"] == {"image": 0.4, "pixel": 0.0625}
+
+
+def test_many_detectors_have_their_bands_in_panels_of_their_own():
+    names = ["memory", "autoencoder", "third", "fourth", "fifth"]
+    detector = make_detector("any")
+    many = curves.LevelCurves(
+        roc=dict.fromkeys(names, detector.roc["image"]),
+        pr=dict.fromkeys(names, detector.pr["image"]),
+        roc_bands=dict.fromkeys(names, detector.roc_bands["image"]),
+        pr_bands=dict.fromkeys(names, detector.pr_bands["image"]),
+    )
+    assert "FillBetweenPolyCollection" not in curves.draw_curves(many, names=names, prefix="all")
+    assert (curves.draw_band_panels(many, names=names, prefix="one") or "").count('id="one-FillBetweenPolyCollection') == 10
+    assert curves.draw_band_panels(many, names=names[:4], prefix="one") is None
+    assert curves.draw_band_panels(replace(many, roc_bands={}, pr_bands={}), names=names, prefix="one") is None
+
+
+def test_gallery_shows_reconstruction_map_and_mask_beside_the_true_mask_and_extremes_their_scores(html):
+    section = section_of(html, "gallery")
+    assert "<h3>Abnormal, highest</h3>" in section
+    assert section.count(">reconstruction</figcaption>") == 1
+    assert section.count(">map</figcaption>") == section.count(">called</figcaption>") == 2
+    true, called = (re.search(rf'src="([^"]+)" alt="{alt}', section) for alt in ("mask of the annotated", "where memory calls"))
+    assert (np.array(decode_picture(true[1])) == make_report().gallery[0].mask).all()
+    assert (np.array(decode_picture(called[1])) == make_report().gallery[0].called["memory"]).all()
+    extremes = section_of(html, "extremes")
+    assert "highest scores" in extremes
+    assert "3.5 pen</figcaption>" in extremes
+
+
+def test_twenty_five_detectors_have_styles_of_their_own():
+    styles = [figures.style_of(place) for place in range(25)]
+    assert len({(colour, str(line)) for colour, line, _ in styles}) == 25
+    assert len({(colour, mark) for colour, _, mark in styles}) == 25
+
+
+def test_the_page_says_what_ranks_the_gallery_how_many_slides_are_left_out_and_how_intervals_were_made(html):
+    assert "Intervals are BCa" in html
+    assert "are left out" not in html
+    plain = [replace(detector, roc_bands={}, pr_bands={}) for detector in make_report().detectors]
+    page = render_html(make_report(detectors=plain, gallery_by="memory", slides_left_out=7, interval="percentile"))
+    for text in ("ranked by the scores of memory", "7 more slides are left out", "Intervals are percentiles;"):
+        assert text in page
+    assert "Shaded" not in page
+
+
 def test_json_keeps_numpy_scalars_as_exact_numbers():
     exact = 1 / 3
     detector = dataclasses.replace(make_detector("memory"), metrics=[MetricRow("image", "AUROC", np.float64(exact), np.float32(0.25), 0.5)])
@@ -332,14 +397,14 @@ def test_outline_encloses_the_mask_also_at_the_edge():
 def test_thinned_curve_keeps_its_corners_and_drops_points_between():
     x = np.concatenate([np.zeros(1000), np.linspace(0, 1, 1000)])
     y = np.concatenate([np.linspace(0, 0.8, 1000), np.linspace(0.8, 1, 1000)])
-    thin_x, thin_y = figures.thin_curve((x, y))
+    thin_x, thin_y = curves.thin_curve((x, y))
     assert list(zip(thin_x, thin_y, strict=True)) == [(0, 0), (0, 0.8), (1, 1)]
 
 
 @pytest.mark.parametrize("direction", [1, -1])
 def test_area_under_stepped_precision_is_average_precision(direction):
     recall, precision = np.array([0.0, 0.25, 0.25, 1.0])[::direction], np.array([1.0, 0.75, 0.5, 0.25])[::direction]
-    stepped = figures.step_precision((recall, precision))
+    stepped = curves.step_precision((recall, precision))
     assert np.trapezoid(stepped[1], stepped[0]) == pytest.approx(0.25 * 0.75 + 0.75 * 0.25)
 
 

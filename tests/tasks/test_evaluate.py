@@ -62,7 +62,7 @@ class Case:
         self.failures: list[int] = []
         self.shards = range(ROWS // SHARD)
         self.scored_with = ""  # another manifest's digest
-        monkeypatch.setattr(evaluated, "read_bundle", lambda *_, **__: Bundle(tensors={}, config={}, card=CARD))
+        monkeypatch.setattr(evaluated, "read_bundle", lambda *_, **__: Bundle(tensors={}, config={"kind": "ae", "d": 4}, card=CARD))
 
     def evaluate(self, **config: object) -> EvaluationReference:
         uri = str(self.folder / "manifest.parquet")
@@ -111,6 +111,20 @@ def test_image_and_pixel_metrics_are_those_of_the_scores_and_masks(case: Case) -
     resampled = read_resampled(reference)
     assert resampled.metrics["image/AUROC"][0] == pytest.approx(found["image", "AUROC"])
     assert len(resampled.metrics["pixel/AUROC"]) == 1 + 20 + len(resampled.groups["pixel"])
+    assert result["prevalence"] == {"image": labels.mean(), "pixel": masks.mean()}
+    assert result["detector"] == {"kind": "ae", "d": 4}
+    for level in ("image", "pixel"):
+        for curve in ("roc", "pr"):
+            at, low, high = np.array(result["bands"][level][curve])  # type: ignore[call-overload]
+            assert (at[0], at[-1], len(at)) == (0, 1, 101)
+            assert (low <= high).all()
+            assert (high - low).max() > 0
+
+
+def test_one_subject_of_a_class_has_curves_without_bands(case: Case) -> None:
+    case.rows["subject_id"] = np.where(case.rows["label"] == 1, "p1", case.rows["subject_id"])
+    result = result_of(case.evaluate())
+    assert (result["bands"], set(result["roc"])) == ({}, {"image", "pixel"})
 
 
 def test_samples_that_scoring_has_not_reached_are_refused_and_left_out_and_counted_when_asked(case: Case) -> None:
