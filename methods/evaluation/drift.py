@@ -10,7 +10,8 @@ higher still, so that quantiles of replicates, and BCa, which chooses among thos
   functionals"). It covers rather more than its level. It holds 0 where Δ = 0 lies within the band.
 * **Population stability index** (`distributions.stability_index`). Bins are cut anew in every replicate. Without drift its mean is about
   (bins − 1)(1/N + 1/M) for N and M independent items (Yurdakul 2018, "Statistical properties of population stability index") and more for
-  items of few subjects. Its interval is the basic one, 2 PSI minus the replicates' quantiles, which takes that bias out, cut at 0. "Below
+  items of few subjects. Its interval is that of percentiles, moved down by twice the bias that the replicates show against the value, once
+  for theirs and once for the value's own, and cut at 0 (ours). The basic interval turns their skewness the wrong way round. "Below
   0.1 little, above 0.25 much" is a convention that knows no n.
 
 p-values are of permutations of subjects between the sides, which keep how many subjects each has. They are exact where subjects are
@@ -307,7 +308,8 @@ def _interval(
     tails = (1 - config.level) / 2, (1 + config.level) / 2
     low, high = np.quantile(replicates, tails)
     if name == PSI:
-        return max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low)), "basic"
+        bias = 2 * (replicates.mean() - value)  # the value's own, and as much again
+        return max(0.0, float(low - bias)), max(0.0, float(high - bias)), "percentile less bias"
     corrected = None if left_out is None else bca_levels(value, replicates, left_out, strata, tails)
     if corrected is None:
         return float(low), float(high), "percentile"

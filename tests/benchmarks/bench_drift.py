@@ -20,7 +20,7 @@ from methods.evaluation.drift import KS, PSI, DriftConfig, compare_sides
 from methods.evaluation.histograms import SubjectCounts, count_scores
 
 SCORES, REPLICATES, COMPARED = 1_000_000, 1000, 3
-DRAWS = 300
+DRAWS = 200
 CONFIG = DriftConfig(replicates=400, permutations=1)
 
 
@@ -92,7 +92,7 @@ def figures_of(counts: SubjectCounts, weights: np.ndarray) -> np.ndarray:
 
 
 def others(counts: SubjectCounts, rng: np.random.Generator) -> dict[tuple[str, str], tuple[float, float]]:
-    """Intervals that are not used: percentiles, BCa, and for the distance the basic one."""
+    """Intervals that are not used: percentiles, BCa and the basic one."""
     archive = counts.carries_anomaly
     weights = np.ones((1 + CONFIG.replicates + len(archive), len(archive)))
     for side in (archive, ~archive):
@@ -105,6 +105,5 @@ def others(counts: SubjectCounts, rng: np.random.Generator) -> dict[tuple[str, s
         ends[name, "percentile"] = low, high
         corrected = bca_levels(values[0], replicates, left_out, archive, (0.025, 0.975))
         ends[name, "BCa or percentile"] = (low, high) if corrected is None else tuple(np.quantile(replicates, corrected))
-        if name == KS:
-            ends[name, "basic"] = max(0.0, 2 * values[0] - high), max(0.0, 2 * values[0] - low)
+        ends[name, "basic"] = max(0.0, 2 * values[0] - high), max(0.0, 2 * values[0] - low)
     return ends
