@@ -109,15 +109,16 @@ def train_cells(config: RunConfig, manifest: ManifestReference) -> list[ModelRef
 
 
 def plan_experiments(plan: PaperPlan, configs: dict[str, RunConfig], *, miniature: bool) -> list[tuple[Experiment, RunConfig]]:
-    """Every run with every class and seed: an experiment without results, and its configuration."""
+    """Every run with every class and seed: an experiment without results, and its configuration. A miniature has fewer seeds."""
     planned = []
     for name, run in plan.runs.items():
         key, values = next(iter(run.classes.items())) if run.classes else ("", (None,))
+        seeds = run.seeds[: 1 if run.classes else 2] if miniature else run.seeds
         for normal in values:
-            for seed in run.seeds:
+            for seed in seeds:
                 config = configs[name]
                 source = config.source if normal is None else (choose_class(config, key=key, normal=normal),)
-                suffix = ("" if normal is None else f" - {normal} normal") + (f" - seed {seed}" if len(run.seeds) > 1 else "")
+                suffix = ("" if normal is None else f" - {normal} normal") + (f" - seed {seed}" if len(seeds) > 1 else "")
                 title = f"{'GENERATED miniature - ' if miniature else ''}{config.name}{suffix}"
                 training = config.training.model_copy(update={"seed": seed})
                 chosen = config.model_copy(update={"name": title, "source": source, "training": training})

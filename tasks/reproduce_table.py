@@ -60,7 +60,7 @@ def write_reproduction(
     """Fill the paper's tables with what the experiments came to, and write the page, JSON, CSV and Markdown.
 
     Args:
-        title: of the page.
+        title: shown in the UI.
         plan: of the paper.
         experiments: of all its runs.
         detectors: of each run, as the plan knows them; the cells of an experiment are in their order.
@@ -73,7 +73,7 @@ def write_reproduction(
     filler = _Filler(by_run, detectors, bootstraps)
     reproduction = Reproduction(
         paper=plan.paper,
-        title=title,
+        title=plan.title,
         citation=plan.citation,
         generated=generated,
         notice=notice,

@@ -150,7 +150,7 @@ def reproduction_as_csv(reproduction: Reproduction) -> str:
 
 def reproduction_as_markdown(reproduction: Reproduction) -> str:
     """The tables and the differences, for people and for the Prefect UI."""
-    lines = [f"# {_escape(reproduction.title)}", ""]
+    lines = [f"# {'GENERATED – ' if reproduction.generated else ''}{_escape(reproduction.title)}", ""]
     if reproduction.generated:
         lines += [f"> **{GENERATED}** {_escape(reproduction.notice or '')}", ""]
     for table in reproduction.tables:

@@ -42,7 +42,9 @@ def test_classes_and_seeds_are_experiments_and_a_miniature_is_named_so() -> None
     blank, config = next((blank, config) for blank, config in planned if (blank["normal"], blank["seed"]) == ("bird", 2))
     assert (config.source[0].normal_class, config.training.seed, config.split.seed) == ("bird", 2, 0)  # type: ignore[union-attr]
     assert blank["title"] == config.name == "CIFAR-10 one class - bird normal - seed 2"
-    for blank, config in plan_experiments(plan, configs, miniature=True):
+    small = plan_experiments(plan, configs, miniature=True)
+    assert len(small) == 3 * 2 + 2 * 10
+    for blank, config in small:
         assert config.name.startswith("GENERATED miniature")
         assert "GENERATED" in (config.shown_notice or "")
         assert len(config.detectors) == len(configs[blank["run"]].detectors)  # a row finds its detector by its place
