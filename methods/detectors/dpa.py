@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from methods.detectors.interface import Scores, SelectionRule, check_images
@@ -44,6 +44,11 @@ class GrowingConfig(BaseModel):
     )
     transition_epochs: float = Field(gt=0, description="in which a stage's new layers fade in")
     stabilisation_epochs: float = Field(gt=0, description="of a stage at its full size, the last stage's apart")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: dict[int, str]) -> dict[int, str]:
+        return dict(sorted(layers.items()))  # a bundle's configuration has its keys in the order of text: 16, 32, 8
 
 
 class DeepPerceptualAutoencoderConfig(BaseModel):

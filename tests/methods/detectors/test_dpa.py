@@ -221,6 +221,16 @@ def test_the_stages_are_visited_in_order_and_each_begins_once() -> None:
     assert complete == [False] * 24 + [True] * 8
 
 
+def test_stages_are_read_in_any_order_as_from_a_file_with_sorted_keys() -> None:
+    layers = {"16": "block2", "32": "block2", "8": "block4"}
+    config = GROWN.model_copy(update={"input_size_px": 64, "epochs": 60}).model_dump() | {"growing": GROWING | {"layers": layers}}
+    assert list(DeepPerceptualAutoencoderConfig.model_validate(config).layers.items())[:3] == [
+        (8, "block4"),
+        (16, "block2"),
+        (32, "block2"),
+    ]
+
+
 def test_without_growing_it_is_complete_from_the_start() -> None:
     network = built()
     assert network.is_complete()
