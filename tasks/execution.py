@@ -140,6 +140,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def return_freed_memory() -> None:
+    """Give back what `keep_freed_memory` keeps: between long-lived small blocks it can be several times what is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def call(function: Callable[..., R], threads: int, *arguments: Any) -> R:
     """Call a function with so many computing threads; this is what runs on a worker."""
     import torch

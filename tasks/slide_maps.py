@@ -23,14 +23,17 @@ from storage.models import read_bundle
 from storage.scores import ScoreStore, open_store
 from storage.slides import SlideReader, open_slide
 from tasks.caching import can_pass, digest_of
-from tasks.execution import ExecutionConfig, executor_for
+from tasks.execution import ExecutionConfig, executor_for, return_freed_memory
 from tasks.references import ModelReference, RowsReference
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ["slide_id", "sha256", "uri", "frame", "spacing_um", "tissue_share"]
+_TILE_COLUMNS = ["level", "x_px", "y_px", "width_px", "height_px", "spacing_um"]
+_ROWS_AT_ONCE = 8192  # all columns of a large slide's tiles take hundreds of megabytes
 _BATCH_BYTES = 8 << 20  # of maps that are read at once
 _FILLED_PX = 16  # side of the map that stands for an image score: its blending is smooth enough at a sixteenth of a tile
+_BANDS_BETWEEN = 8
 _COARSEST_PX = 256  # of the longer side of the last level
 _RECORDS_AT_ONCE = 16
 _ANOMALY, _NOT_SCORED = ("Anomaly", (200, 0, 0)), ("Not scored", (128, 128, 128))  # classes in QuPath
@@ -202,6 +205,8 @@ def _assemble(job: SlideMapJob, store: ScoreStore, tiles: pd.DataFrame, uri: str
             anomalies.add(slab)
             if len(boxes):
                 gaps.add(_cover(boxes, top + start, slab))
+        if top % (_BANDS_BETWEEN * BAND_PX) == 0:  # regions lie between what bands have freed
+            return_freed_memory()
     regions = anomalies.finish()
     found = (_outline(region, grid, *_ANOMALY, scores=True) for region in regions)
     lost = (_outline(region, grid, *_NOT_SCORED, scores=False) for region in gaps.finish())
@@ -311,7 +316,10 @@ def _read_records(store: ScoreStore, slide: SlideReference) -> list[dict[str, An
 def _read_tiles(job: SlideMapJob, records: list[dict[str, Any]]) -> pd.DataFrame:
     """The slide's rows, their numbers, and whether they failed."""
     opened = _open_rows(**job["rows"])
-    parts = [opened.read_rows(first, stop).assign(row=np.arange(first, stop)) for first, stop in job["slide"]["spans"]]
+    spans = [
+        (first, min(first + _ROWS_AT_ONCE, stop)) for start, stop in job["slide"]["spans"] for first in range(start, stop, _ROWS_AT_ONCE)
+    ]
+    parts = [opened.read_rows(first, stop)[_TILE_COLUMNS].assign(row=np.arange(first, stop)) for first, stop in spans]
     tiles = pd.concat(parts, ignore_index=True)
     failed = [failure["row"] for record in records for failure in record["failures"]]
     return tiles.assign(failed=tiles["row"].isin(failed))
