@@ -195,7 +195,7 @@ def count_test_pixels(
         for rows in [opened.rows_of(int(shard))]
     ]
     with show_progress(f"count pixels of {store['kind']}", len(jobs)) as bar:
-        counts = gather_counts(_advance(executor_for(execution).map(count_shard, jobs), bar))
+        counts = gather_counts(_advance(executor_for(execution).map(count_shard, jobs, together=2), bar))
     if counts is None or not counts.carries_anomaly.any():
         return None  # no abnormal sample has a mask: nothing can be said of pixels
     return counts
