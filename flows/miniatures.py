@@ -89,6 +89,7 @@ def shrink(config: RunConfig) -> RunConfig:
             "curation": curation,
             "split": _shrink_split(config.split),
             "detectors": tuple(shrink_detector(detector) for detector in config.detectors),
+            "training": config.training.model_copy(update={"threads": 1}),  # of small networks more cores only wait for each other
             "calibration": _reduce(config.calibration, {"deviation_samples": 16}),
             "evaluation": evaluation,
             "notice": " ".join(filter(None, (NOTICE, config.notice))),
