@@ -152,6 +152,7 @@ def _walk(
     """Distance, reached and passed of as many replicates as a kernel takes."""
     r, a, sums, levels = np.zeros(TOGETHER), np.zeros(TOGETHER), np.zeros((2, TOGETHER)), due.shape[1]
     distance, at = np.zeros((3, TOGETHER)), np.zeros((2, TOGETHER), np.int64)
+    next_due = due[:, 0].copy() if levels else np.full((2, TOGETHER), np.inf)
     reached, passed = np.zeros((2, levels, TOGETHER), np.int64), np.zeros((2, levels, TOGETHER))
     for u in range(r_starts.shape[0] - 1):
         r_all = _gather(r_starts, r_subjects, r_counts, u, weights, r)
@@ -165,13 +166,20 @@ def _walk(
             distance[0, k] = max(distance[0, k], abs(x))
             distance[1, k] = max(distance[1, k], abs(y))
             distance[2, k] = max(distance[2, k], abs(x - y))
+        reaches = False  # a loop of its own, in vectors
+        for k in range(TOGETHER):
+            reaches |= sums[0, k] >= next_due[0, k]
+            reaches |= sums[1, k] >= next_due[1, k]
+        if not reaches:
+            continue
         for side in range(2):
             for k in range(TOGETHER):
-                while at[side, k] < levels and sums[side, k] >= due[side, at[side, k], k]:
+                while sums[side, k] >= next_due[side, k]:
                     reached[side, at[side, k], k] = u
                     if side == 0:
                         passed[0, at[side, k], k], passed[1, at[side, k], k] = sums[0, k], sums[1, k]
                     at[side, k] += 1
+                    next_due[side, k] = due[side, at[side, k], k] if at[side, k] < levels else np.inf
     return distance, reached, passed
 
 

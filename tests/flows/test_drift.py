@@ -75,6 +75,3 @@ def test_the_command_fails_above_an_index_and_says_what_it_compared(workplace: W
     assert failed.returncode == 1
     assert "is above 0" in failed.stderr
     assert "all cached" in failed.stderr
-    refused = workplace.call("drift", "archive", "--reference", "archive")
-    assert refused.returncode == 1
-    assert "give --rows FIRST:STOP" in refused.stderr
