@@ -172,8 +172,9 @@ def _describe_training(card: dict[str, Any]) -> str:
     data, training, code = card["trained_on"], card["training"], card["code"]
     epoch = f", epoch {training['best_epoch']} of {len(training['curve'])} kept" if training["curve"] else ""
     packages = ", ".join(f"{name} {number}" for name, number in card["packages"].items())
+    subjects = f"{data['subjects']:,} subject{'' if data['subjects'] == 1 else 's'}"
     return (
-        f"Trained on {data['samples']:,} samples ({data['abnormal']:,} abnormal) of {data['subjects']:,} subjects in manifest "
+        f"Trained on {data['samples']:,} samples ({data['abnormal']:,} abnormal) of {subjects} in manifest "
         f"{data['manifest_digest']}, seed {training['seed']}{epoch}, by normascope {code['normascope']}, fingerprint "
         f"{code['fingerprint'][:16]}, with {packages}."
     )
@@ -187,7 +188,7 @@ def _say_how_to_repeat(configuration: dict[str, Any]) -> dict[str, str]:
 
 
 def _as_yaml(configuration: dict[str, Any]) -> str:
-    return yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
 def _describe_detector(label: str, result: dict[str, Any], pictures: dict[str, bytes], extremes: list[Extremes]) -> DetectorResult:
@@ -196,7 +197,8 @@ def _describe_detector(label: str, result: dict[str, Any], pictures: dict[str, b
             level=point["level"],
             name=f"{point['level']} threshold",
             value=point["value"],
-            chosen_by=f"{point['rule']} ({point['detail']})",
+            chosen_by=point["rule"],
+            promised=point["detail"],
             split=point["split"],
             came=[MetricRow(**row) for row in point["came"]],
         )

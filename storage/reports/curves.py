@@ -15,7 +15,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]  # abscissae (n,), and the lower and upper end at each
 
 _CURVE_TOLERANCE = 5e-4  # a tenth of a pixel on the page
-_TOGETHER = 4  # detectors whose bands are legible over each other
+_TOGETHER = 2  # detectors whose bands are legible over each other
 
 
 def thin_curve(curve: Curve) -> Curve:
@@ -115,6 +115,9 @@ def _prepare_unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
 def _draw_curve(axes: Axes, name: str, place: int, curves: dict[str, Curve], bands: dict[str, Band]) -> None:
     colour, line, _ = style_of(place)
     if name in bands:
-        axes.fill_between(*bands[name], color=colour, alpha=0.16, lw=0)
+        at, low, high = bands[name]
+        axes.fill_between(at, low, high, color=colour, alpha=0.13, lw=0)
+        for end in (low, high):
+            axes.plot(at, end, color=colour, lw=0.5, alpha=0.6)
     if name in curves:
         axes.plot(*curves[name], color=colour, ls=line, lw=1.5, label=name, clip_on=False)

@@ -7,6 +7,7 @@
 import base64
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold on image or pixel scores: how it was chosen, on which split, and what it came to on the test split."""
+    """A threshold on image or pixel scores: how it was chosen, on which split, what it promised there and what came on the test split."""
 
     level: Level
     name: str
@@ -67,6 +68,7 @@ class Threshold:
     chosen_by: str
     split: str
     came: list[MetricRow] = field(default_factory=list)
+    promised: str = ""
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ def render_html(report: Report) -> str:
         csv_uri="data:text/csv;base64," + base64.b64encode(metrics_as_csv(report).encode()).decode(),
         tables=_tabulate_metrics(report.detectors),
         constant={(row.answer, row.level, row.name): row.value for row in report.constants},
+        points=_tabulate_thresholds(report.detectors),
+        p_values=_tabulate_p_values(report.detectors),
         answers=list(dict.fromkeys(row.answer for row in report.constants)),
         majority=_choose_constant(report.constants),
         differences=_tabulate_differences(report.differences),
@@ -395,7 +399,8 @@ def metrics_as_csv(report: Report) -> str:
             table.writerows(of_group | vars(row) for row in part.metrics)
         for threshold in detector.thresholds:
             found: dict[str, Any] = {"section": "threshold", "level": threshold.level, "name": threshold.name, "value": threshold.value}
-            table.writerow(of | found | {"note": f"{threshold.chosen_by} ({threshold.split})"})
+            promise = f"; promised: {threshold.promised}" if threshold.promised else ""
+            table.writerow(of | found | {"note": f"{threshold.chosen_by} ({threshold.split}){promise}"})
             table.writerows(of | vars(row) | {"section": "at threshold", "note": threshold.chosen_by} for row in threshold.came)
         for share in (one for one in detector.p_values if one.rate is not None):
             for label, value in (("normal", share.normal), ("abnormal", share.abnormal)):
@@ -465,6 +470,28 @@ def _choose_constant(constants: list[ConstantRow]) -> str | None:
     """The constant answer with the higher accuracy; the first where none has one."""
     accuracy = {row.answer: row.value for row in constants if row.name == "accuracy"}
     return max(accuracy, key=lambda answer: accuracy[answer]) if accuracy else next((row.answer for row in constants), None)
+
+
+def _tabulate_thresholds(detectors: list[DetectorResult]) -> dict[str, Any]:
+    """What came of every threshold as columns, and by detector and level one line a threshold."""
+    columns = list(dict.fromkeys(row.name for detector in detectors for threshold in detector.thresholds for row in threshold.came))
+    groups = []
+    for detector, level in itertools.product(detectors, _LEVELS):
+        found = [(threshold, {row.name: row for row in threshold.came}) for threshold in detector.thresholds if threshold.level == level]
+        if found:
+            groups.append((detector, level, [(threshold, [came.get(name) for name in columns]) for threshold, came in found]))
+    return {"columns": columns, "groups": groups}
+
+
+def _tabulate_p_values(detectors: list[DetectorResult]) -> dict[str, Any]:
+    """One line a detector and distribution, with a row for each rate, or the note that says why there is none."""
+    rates = sorted({row.rate for detector in detectors for row in detector.p_values if row.rate is not None})
+    lines = []
+    for detector in detectors:
+        for null in dict.fromkeys(row.null for row in detector.p_values):
+            of_null = {row.rate: row for row in detector.p_values if row.null == null}
+            lines.append((detector.name, null, [of_null.get(rate) for rate in rates], of_null[None].note if None in of_null else ""))
+    return {"rates": rates, "lines": lines}
 
 
 def _tabulate_differences(rows: list[DifferenceRow]) -> dict[str, Any]:
