@@ -197,7 +197,11 @@ def _describe_making(plan: PaperPlan, experiments: list[Experiment], generated: 
     return {
         "again": f"normascope reproduce {plan.paper}{' --miniature' if generated else ''}",
         **{f"configuration of {name}": filesystems.name_of(run.config) for name, run in plan.runs.items()},
-        **{f"manifest of {one['title']}": one["manifest"]["digest"] for one in experiments if one["manifest"] is not None},
+        **{
+            f"manifest of {one['run']}" + (f", {one['normal']} normal" if one["normal"] is not None else ""): one["manifest"]["digest"]
+            for one in experiments  # the same with every seed
+            if one["manifest"] is not None
+        },
         "code": f"normascope {version('normascope')}, fingerprint {code_fingerprint(__name__)[:16]}",
         "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "numpy", "scikit-learn")),
         "python": platform.python_version(),
