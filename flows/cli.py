@@ -236,7 +236,9 @@ def drift(
     ],
     slot: Annotated[str | None, typer.Option(metavar="NAME", help="of the archive, where several have a model of the reference")] = None,
     rows: Annotated[str, typer.Option(metavar="FIRST:STOP", help="rows of the archive; those before FIRST are its own reference")] = ":",
-    fail_above: Annotated[float | None, typer.Option(metavar="PSI", help="exit with 1 above this stability index, for schedules")] = None,
+    fail_above: Annotated[
+        float | None, typer.Option(metavar="PSI", help="exit with 1 when the stability index is above this beyond doubt")
+    ] = None,
     port: Port = None,
 ) -> None:
     """Compare the scores of an archive with a reference of the same model, as a whole and by source; ends with the path of a page.
@@ -254,8 +256,8 @@ def drift(
         for line in describe_drift(found):
             typer.echo(line)
         _announce(found, ui_url, painted=False)
-    if fail_above is not None and found["psi"] > fail_above:  # only here: for _errors an exit is an error
-        typer.secho(f"drift: the stability index {found['psi']:.3g} is above {fail_above:g}", fg="red", err=True)
+    if fail_above is not None and found["psi_low"] > fail_above:  # only here: for _errors an exit is an error
+        typer.secho(f"drift: the stability index, at least {found['psi_low']:.3g}, is above {fail_above:g}", fg="red", err=True)
         raise typer.Exit(1)
 
 

@@ -26,11 +26,16 @@ _OF_GROUPS = (KS, PSI, "median")  # and the share from the first threshold on
 
 
 class DriftReference(TypedDict):
-    """The page, its numbers, and the population stability index of the whole archive, by which schedules decide."""
+    """The page, its numbers, and the population stability index of the whole archive.
+
+    `psi_low` is the lower end of its interval, by which schedules decide: with few subjects the index itself is high without any drift. It
+    is the index where there is no interval.
+    """
 
     html_uri: str
     json_uri: str
     psi: float
+    psi_low: float
 
 
 @cached_task(
@@ -76,7 +81,10 @@ def measure_drift(reference: SideReference, archive: SideReference, *, config: D
         curves=_thin(counts, compared),
         run=_describe(reference, archive, config),
     )
-    return _write(report, compared.figure(PSI).value, filesystems.join(root, "drift"))
+    index = compared.figure(PSI)
+    html_uri, json_uri = _write(report, filesystems.join(root, "drift"))
+    low = index.value if index.low is None else index.low
+    return DriftReference(html_uri=html_uri, json_uri=json_uri, psi=index.value, psi_low=low)
 
 
 def describe_drift(drift: DriftReference) -> list[str]:
@@ -203,9 +211,9 @@ def _describe(reference: SideReference, archive: SideReference, config: DriftCon
     }
 
 
-def _write(report: DriftReport, psi: float, folder: str) -> DriftReference:
+def _write(report: DriftReport, folder: str) -> tuple[str, str]:
     contents = {"drift.html": render_drift(report), "drift.json": drift_as_json(report)}
     place = filesystems.join(folder, digest_of(contents)[:16])
     for name, text in contents.items():
         filesystems.write_bytes(filesystems.join(place, name), text.encode())
-    return DriftReference(html_uri=filesystems.join(place, "drift.html"), json_uri=filesystems.join(place, "drift.json"), psi=psi)
+    return filesystems.join(place, "drift.html"), filesystems.join(place, "drift.json")
