@@ -317,6 +317,31 @@ def view(
 
 
 @app.command()
+def clean(
+    place: Annotated[str, typer.Argument(metavar="STORE|ARCHIVE", help="of `run`, or of `score --into`; s3:// too")],
+    dry_run: Annotated[bool, typer.Option("--dry-run/--yes", help="only show what would go, or remove it")] = True,
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="cached results of that age go too; checkpoints: 30")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="finished versions of each slot that stay, the newest ones")] = 2,
+    orphans: Annotated[bool, typer.Option("--orphans", help="evaluations and scores of models that are gone go too")] = False,
+    champion: Annotated[str | None, typer.Option(metavar="FILE", help="a champion.json elsewhere, whose model's scores stay")] = None,
+) -> None:
+    """List what nothing refers to any more, with sizes, or remove it with --yes.
+
+    Cached results whose outputs are gone, checkpoints of trainings that were given up, replaced versions of an archive's slots, and what
+    killed writes have left. An archive that a run works on is refused.
+    """
+    with _errors():
+        from storage import filesystems
+        from tasks.clean import Rules, describe_items, plan_cleaning, remove_items
+
+        server.configure_prefect()
+        uri, rules = filesystems.absolute(place), Rules(older_than_days=older_than, keep=keep, orphans=orphans)
+        items = (plan_cleaning if dry_run else remove_items)(uri, rules, champion=champion)
+        for line in describe_items(items, removed=not dry_run):
+            typer.echo(line)
+
+
+@app.command()
 def doctor(
     store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo",
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="also let this network say what three photographs show")] = None,
