@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import scores_cli
+from flows import config_cli, scores_cli
 from tasks import server
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
     goes on where it was. Steps, logs and history stand in the Prefect UI (`normascope ui`).""",
 )
 
+app.add_typer(config_cli.app, name="config")
 app.add_typer(scores_cli.app, name="scores")
 
 _LEAKS_SHOWN = 50
@@ -53,8 +54,9 @@ def demo(
         from flows.demo import demo as flow
         from flows.demo import demo_config
         from tasks.execution import parse_execution
+        from tasks.settings import load_settings
 
-        where = parse_execution(execution)
+        where = parse_execution(execution or load_settings().execution)
         config, plans = demo_config(store=store + ("-quick" if quick and store == "normascope-demo" else ""), quick=quick, execution=where)
         _announce(flow(config, plans), ui_url, painted=True)
 
@@ -439,8 +441,9 @@ def _score_archive(
     with _errors():  # without Prefect, which is not needed where nothing is to be done
         from storage import filesystems
         from tasks.archive_scoring import ArchiveScoringConfig, find_finished, name_models, reference_rows
-        from tasks.execution import ExecutionConfig, parse_execution
+        from tasks.execution import parse_execution
         from tasks.score_shard import Limits
+        from tasks.settings import load_settings
 
         archive, models = filesystems.absolute(into), name_models(given)
         is_config = what.endswith((".yaml", ".yml"))
@@ -450,7 +453,7 @@ def _score_archive(
                 typer.echo(f"{slot.title}: all {slot.store.rows} samples are done, nothing to do: {slot.store.uri}")
             return
         scoring = ArchiveScoringConfig(**new, limits=Limits(ahead_mb=memory_mb // 2) if memory_mb else Limits())  # two shards in flight
-        where = parse_execution(execution) if execution else ExecutionConfig()
+        where = parse_execution(execution or load_settings().execution)
     with _command(port):
         from prefect.exceptions import CancelledRun
 

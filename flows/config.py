@@ -17,9 +17,10 @@ from storage.datasets.registry import AnySource
 from tasks.calibrate import CalibrationConfig
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.evaluate import EvaluationConfig
-from tasks.execution import ExecutionConfig
+from tasks.execution import ExecutionConfig, parse_execution
 from tasks.paint import PAINTED_NOTICE, PaintConfig
 from tasks.score import ScoringConfig
+from tasks.settings import load_settings
 from tasks.train import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,7 +48,7 @@ class RunConfig(BaseModel):
     calibration: CalibrationConfig = CalibrationConfig()
     scoring: ScoringConfig = ScoringConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    execution: ExecutionConfig = ExecutionConfig()
+    execution: ExecutionConfig = Field(default_factory=lambda: parse_execution(load_settings().execution))
     failed_share_max: float = Field(default=0.05, ge=0, le=1, description="share of pictures or samples that may fail before the run stops")
     notice: str | None = Field(default=None, description="what a reader of the report must know about the data")
 

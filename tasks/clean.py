@@ -86,7 +86,7 @@ class Rules:
         older_than_days: cached results of any age above go; checkpoints from `CHECKPOINT_DAYS` where it is None.
         keep: finished versions of each slot that stay, the newest ones.
         orphans: evaluations and score stores of models that are gone go too, and are not only listed.
-        champions: what champion files say, every string in them; versions of the models they name stay.
+        champions: digests and places of models in use, and of those before them; versions of scores that they made stay.
     """
 
     older_than_days: float | None = None
@@ -211,7 +211,7 @@ def plan_cleaning(uri: str, rules: Rules, *, champion: str | None = None, now: f
             f"{uri} is neither an archive (it lacks archive.json) nor a store of runs (it lacks manifests/): nothing is cleaned there"
         )
     found = [filesystems.join(uri, file.path) for file in files if filesystems.name_of(file.path) == "champion.json"]
-    named = frozenset(text for place in (*found, *([champion] if champion else [])) for text in _texts(filesystems.read_json(place)))
+    named = frozenset(text for place in (*found, *([champion] if champion else [])) for text in _read_champions(place))
     rules = Rules(rules.older_than_days, rules.keep, rules.orphans, rules.champions | named)
     results = home / "prefect" / "storage"
     items = [
@@ -367,6 +367,12 @@ def _without_nested(items: Sequence[Item]) -> list[Item]:
 
 def _is_named(version: Version, champions: frozenset[str]) -> bool:
     return (bool(version.model_digest) and version.model_digest in champions) or any(uri in champions for uri in version.uris)
+
+
+def _read_champions(uri: str) -> Iterator[str]:
+    """What a champion file says of the model in use and of the one to go back to, but not of its history."""
+    document = filesystems.read_json(uri)
+    yield from _texts({name: value for name, value in document.items() if name != "history"})
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import psutil
 
-DEFAULT_PORT = 4200
+from tasks.settings import export_settings, find_home, load_settings
+
 _START_TIMEOUT_S = 180  # the very first start makes the database; on a busy machine it has taken more than 90 s
 _STOP_TIMEOUT_S = 15
+_ANSWER_TIMEOUT_S = 2
 
 
 class ServerError(RuntimeError):
@@ -42,12 +44,17 @@ class Server:
 
 def home() -> Path:
     """Where history, results of tasks and logs are kept: NORMASCOPE_HOME, or ~/.normascope."""
-    return Path(os.environ.get("NORMASCOPE_HOME") or Path.home() / ".normascope").expanduser().absolute()
+    return find_home()
 
 
 def configure_prefect() -> None:
-    """Set what Prefect reads from the environment; to be called before Prefect is imported. What the user has set stays."""
+    """Set what Prefect reads from the environment; to be called before Prefect is imported. What the user has set stays.
+
+    Raises:
+        SettingsError: what the file of settings says cannot be used.
+    """
     defaults = {
+        **export_settings(),
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # it can print a traceback at the first start, and patients' archives phone nobody
         "DO_NOT_TRACK": "1",
@@ -79,7 +86,8 @@ def ensure_server(*, port: int | None = None) -> str:
         if server is None or (port is not None and server.port != port):
             if server is not None:
                 raise ServerError(f"the server already runs at {server.ui_url}: stop it first (normascope ui --stop), or leave --port out")
-            server = _start(port if port is not None else _free_port(DEFAULT_PORT))
+            server = _start(port if port is not None else _free_port(load_settings().port))
+    _check_credentials(f"{server.ui_url}/api")
     os.environ["PREFECT_API_URL"] = f"{server.ui_url}/api"
     return server.ui_url
 

@@ -29,11 +29,11 @@ from storage.images import UnreadableImageError
 from storage.scores import ScoreStoreError
 from storage.tiff_levels import UnreadableSlideError
 from tasks.samples import read_sample
+from tasks.settings import load_settings
 from tasks.view_pictures import as_halves, as_jpeg
 from tasks.view_source import Source
 from tasks.view_table import Query
 
-DEFAULT_PORT = 8321
 _FOLDER = Path(reports.__file__).parent
 _FILES = {
     "view.css": "text/css",
@@ -68,7 +68,7 @@ def serve(archive_uri: str, port: int | None, *, announce: Callable[[str], None]
 
     Args:
         archive_uri: an archive, or the score store of a pipeline.
-        port: insist on it; otherwise 8321, or a free one.
+        port: insist on it; otherwise the setting's (8321), or a free one.
         announce: told the address to open, once connections are accepted.
 
     Raises:
@@ -207,7 +207,7 @@ def _halves(values: np.ndarray, *, size_px: int | None = None) -> Response:
 
 def _listen(port: int | None) -> socket.socket:
     """A socket on the loopback address: the port asked for, else the usual one, else any."""
-    for candidate in (port,) if port is not None else (DEFAULT_PORT, 0):
+    for candidate in (port,) if port is not None else (load_settings().view_port, 0):
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -215,7 +215,7 @@ def _listen(port: int | None) -> socket.socket:
             listening.listen()
         except OSError:
             listening.close()
-            if candidate != DEFAULT_PORT or port is not None:
+            if candidate == 0 or port is not None:
                 raise
         else:
             return listening

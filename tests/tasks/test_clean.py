@@ -123,7 +123,7 @@ def test_an_archive_keeps_what_its_champion_names_and_opens_afterwards(tmp_path:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(b"half")
         os.utime(place, (NOW, NOW))
-    Path(archive, "champion.json").write_text(json.dumps({"model": {"digest": "digest-1"}}))
+    Path(archive, "champion.json").write_text(json.dumps({"champion": {"digest": "digest-1"}, "history": [{"digest": "digest-2"}]}))
     before = list_everything(archive)
     items = {item.uri.removeprefix(f"{archive}/") for item in plan_cleaning(archive, Rules(keep=1)) if item.goes}
     assert items == {"scores/ae/v2", strays[0], strays[1], "slides/ae/v3/s-1.ome.zarr"}
