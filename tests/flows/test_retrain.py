@@ -1,0 +1,151 @@
+"""A store's life under retraining: the first model, nothing new, new pictures, a failure, a rollback, a person's answer."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import resume_flow_run
+
+import flows.retrain
+from flows.config import ConfigError
+from flows.retrain import load_retrain, retrain_scheduled
+from storage.archives import open_archive
+from storage.champions import ChampionError, read_champion, roll_back
+from storage.manifest import read_manifest
+from tasks.caching import steps
+from tasks.retrain_story import RetrainSummary
+from tests.archives import write_archive_pictures
+
+CONFIG = """
+name: weekly
+store: store
+source: {path: pictures}
+curation: {duplicates: null}
+split: {train: 0.4, validation: 0.3, test: 0.3}
+detectors: [{kind: patchcore, input_size_px: 64, memory_size: 32, candidates: 300}]
+scoring: {shard_rows: 16}
+evaluation: {bootstrap: {replicates: 50}}
+execution: {kind: process}
+"""
+PLAN = """
+retrain:
+  promotion: {rule: not worse, margin: 0.2%s}
+  archive:
+    into: archive
+    scoring: {shard_rows: 16, batch_size: 8}
+    drift: {replicates: 20, permutations: 20}
+"""
+
+
+def write_config(folder: Path, promotion: str = "") -> str:
+    (folder / "weekly.yaml").write_text(CONFIG + PLAN % promotion)
+    return str(folder / "weekly.yaml")
+
+
+def add_pictures(folder: Path, count: int, *, first: int) -> None:
+    """Pictures of a folder source, each of a subject of its own."""
+    for path in sorted(write_archive_pictures(folder / f"new-{first}", count, first=first).iterdir()):
+        place = folder / "pictures" / ("abnormal" if "abnormal" in path.name else "normal")
+        place.mkdir(parents=True, exist_ok=True)
+        path.rename(place / path.name)
+
+
+def retrain_counting(config: str) -> tuple[RetrainSummary, dict[str, int]]:
+    """What it came to, and how often each step was done."""
+    before = steps.done.copy()
+    summary = retrain_scheduled(config)
+    return summary, dict(steps.done - before)
+
+
+def answer_when_asked(**answer: Any) -> threading.Thread:
+    """A person who looks at the UI until a run is paused there."""
+
+    def wait_and_answer() -> None:
+        paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+        with get_client(sync_client=True) as client:
+            while not (runs := client.read_flow_runs(flow_run_filter=paused)):
+                time.sleep(0.2)
+        resume_flow_run(runs[0].id, run_input=answer)
+
+    thread = threading.Thread(target=wait_and_answer, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_store_is_retrained_week_by_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.retrain_decision._POLL_S", 1)
+    config, store = write_config(tmp_path), str(tmp_path / "store")
+    add_pictures(tmp_path, 60, first=0)
+
+    summary, done = retrain_counting(config)
+    assert (summary["outcome"], summary["data"]) == ("promoted", "60 pictures: 60 new, 0 changed, 0 gone")
+    assert "above chance" in summary["reason"]
+    assert done["train"] == 1
+    first = read_champion(store)
+    assert first.previous is None
+    assert first.champion.digest == (summary["champion"] or {})["digest"]
+    assert Path(summary["drift_uri"] or "").exists()
+
+    summary, done = retrain_counting(config)
+    assert (summary["outcome"], done) == ("nothing new", {})
+    assert read_champion(store) == first
+
+    add_pictures(tmp_path, 24, first=60)
+    with monkeypatch.context() as broken:
+        broken.setattr(flows.retrain, "score", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="the disk is full"):
+            retrain_scheduled(config)
+    assert read_champion(store) == first
+
+    summary, done = retrain_counting(config)
+    assert (summary["outcome"], summary["data"]) == ("promoted", "84 pictures: 24 new, 0 changed, 0 gone")
+    assert not {"tabulate", "write manifest", "train"} & set(done)
+    second = read_champion(store)
+    assert (second.champion.by, second.previous) == ("evidence", first.champion)
+    assert second.champion.evidence["difference"]["low"] > -0.2
+    assert open_archive(str(tmp_path / "archive")).slots() == {"champion": [1, 2]}
+    kept = read_manifest(first.champion.manifest["uri"]).set_index("sample_id")["split"]
+    now = read_manifest(second.champion.manifest["uri"]).set_index("sample_id")["split"]
+    assert now[kept.index].equals(kept)  # the test set is frozen
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs()
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["champion-against-challenger"])))
+    assert {"retrain weekly on 84 pictures: 24 new, 0 changed, 0 gone"} <= {run.name for run in runs if "retrain" in run.tags}
+    assert "champion-against-challenger" in {artifact.key for artifact in artifacts}
+
+    assert roll_back(store).champion.digest == first.champion.digest
+    assert retrain_counting(config)[0]["outcome"] == "nothing new"
+    with pytest.raises(FlowPauseTimeout):
+        retrain_scheduled(write_config(tmp_path, ", decided_by: person, answer_within_h: 0.0003"))
+    assert read_champion(store).champion.by == "rollback"
+    asked = write_config(tmp_path, ", decided_by: person")
+    person = answer_when_asked(promote=True, note="looked at the worst misses")
+    summary, done = retrain_counting(asked)
+    person.join(timeout=30)
+    assert "a person approved (looked at the worst misses); the evidence: this model was in use and was rolled back" in summary["reason"]
+    assert "train" not in done
+    assert (read_champion(store).champion.digest, read_champion(store).champion.by) == (second.champion.digest, "person")
+
+    (Path(second.champion.uri) / "card.json").write_text("{}")
+    with pytest.raises(ChampionError, match="gone or was changed"):
+        retrain_scheduled(asked)
+
+
+def test_a_plan_is_read_beside_the_run_and_what_is_wrong_is_named(tmp_path: Path) -> None:
+    config, plan = load_retrain(Path(write_config(tmp_path)))
+    assert config.store == str(tmp_path / "store")
+    assert plan.archive is not None
+    assert plan.archive.into == str(tmp_path / "archive")
+    with pytest.raises(ConfigError, match="did you mean decided_by"):
+        load_retrain(Path(write_config(tmp_path, ", decidedby: person")))
+    (tmp_path / "weekly.yaml").write_text(CONFIG.replace("detectors: [", "detectors: [{kind: ae}, "))
+    with pytest.raises(ConfigError, match="a store has one champion"):
+        load_retrain(tmp_path / "weekly.yaml")
