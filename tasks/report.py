@@ -26,6 +26,7 @@ from storage.reports.page import (
     Report,
     SubgroupRow,
     Threshold,
+    head_notice,
     metrics_as_csv,
     metrics_as_json,
     render_html,
@@ -141,7 +142,7 @@ def _explain_unpaired(labels: list[str], measured: list[dict[str, Any]]) -> str:
 
 def summarise(evaluations: list[EvaluationReference], *, notice: str | None) -> str:
     """The metrics as a Markdown table, for the Prefect UI."""
-    lines = [f"> **Painted.** {notice}", ""] if notice else []
+    lines = [f"> **{head_notice(notice)}** {notice}", ""] if notice else []
     lines += ["| detector | level | metric | value | interval over subjects |", "|---|---|---|---|---|"]
     measured = [filesystems.read_json(evaluation["uri"]) for evaluation in evaluations]
     for label, result in zip(label_detectors([result["detector"] for result in measured]), measured, strict=True):

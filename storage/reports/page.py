@@ -270,7 +270,8 @@ class Report:
     """All that a report shows.
 
     Attributes:
-        painted: the anomalies are painted, not diagnosed; the page says so in a banner with `generated_note`.
+        painted: the anomalies are painted, not diagnosed, or the data generated altogether; the page says so in a banner with
+            `generated_note`, which has PAINTED or GENERATED in it.
         run: what was run on what: configuration, digests, code version, seed, package versions, how to run it again.
         n_subjects, n_resamples: of the bootstrap that gave the intervals; None where there was none.
         level: coverage of the intervals.
@@ -311,6 +312,11 @@ class Report:
             raise ValueError(f"maps of {unknown}, which are no detectors of this report ({names})")
 
 
+def head_notice(notice: str) -> str:
+    """What a reader must know of the data, in two words."""
+    return "GENERATED data." if "GENERATED" in notice else "Painted anomalies."
+
+
 def render_html(report: Report) -> str:
     """The report as one HTML page with its style, script and pictures inside; the same report gives the same text."""
     room = Path(__file__).parent
@@ -321,6 +327,7 @@ def render_html(report: Report) -> str:
     numbers = metrics_as_json(report)
     return environment.get_template("report.html.j2").render(
         report=report,
+        heading=head_notice(report.generated_note or ""),
         css=Markup((room / "report.css").read_text("utf-8")),
         js=Markup((room / "report.js").read_text("utf-8")),
         data=Markup(numbers.replace("<", "\\u003c")),  # a name must not close the script element

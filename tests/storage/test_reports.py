@@ -176,6 +176,9 @@ def test_names_are_escaped_everywhere():
 def test_painted_anomalies_are_announced_and_real_ones_are_not(html):
     assert "Painted anomalies." in html
     assert "Painted anomalies." not in render_html(make_report(painted=False, generated_note=None))
+    generated = render_html(make_report(generated_note="The data are GENERATED."))
+    assert "<strong>GENERATED data.</strong> The data are GENERATED." in generated
+    assert "Painted anomalies." not in generated
     with pytest.raises(ValueError, match="generated_note"):
         make_report(generated_note=None)
 
