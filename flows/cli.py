@@ -263,6 +263,51 @@ def drift(
         raise typer.Exit(1)
 
 
+@app.command()
+def retrain(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="a run's file with a section `retrain`; see deploy/configs")],
+    port: Port = None,
+) -> None:
+    """Train a challenger where there are new data, promote it where the evidence says so, score the archive with what is in use.
+
+    Champion and challenger are compared on a frozen test set by a paired bootstrap over subjects. Where nothing is new it ends in seconds;
+    where a step fails the champion stays, and the same command goes on from there.
+    """
+    with _command(port) as ui_url:
+        from flows.retrain import load_retrain
+        from flows.retrain import retrain as flow
+        from tasks.retrain_story import describe_retraining
+
+        for line in describe_retraining(flow(*load_retrain(config))):
+            typer.echo(line)
+        typer.echo(f"Prefect UI: {ui_url}")
+
+
+Store = Annotated[str, typer.Argument(metavar="STORE", help="the store of `normascope retrain`; s3:// too")]
+
+
+@app.command()
+def champion(store: Store, history: Annotated[bool, typer.Option("--history", help="and all that are remembered")] = False) -> None:
+    """Say which model of a store is in use, since when and why, and which was before it."""
+    with _errors():
+        from storage import filesystems
+        from storage.champions import describe, read_champion
+
+        for line in describe(read_champion(filesystems.absolute(store)), history=history):
+            typer.echo(line)
+
+
+@app.command()
+def rollback(store: Store) -> None:
+    """Put the model that was in use before the champion into use again; a second time undoes the first."""
+    with _errors():
+        from storage import filesystems
+        from storage.champions import describe, roll_back
+
+        for line in describe(roll_back(filesystems.absolute(store))):
+            typer.echo(line)
+
+
 @app.command(name="check-splits")
 def check_splits(
     manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],

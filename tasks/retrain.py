@@ -67,7 +67,7 @@ class ArchivePlan(BaseModel):
     scoring: ArchiveScoringConfig = ArchiveScoringConfig(new_version=True)
     drift: DriftConfig = DriftConfig()
     drift_above: float = Field(
-        default=0.2, ge=0, description="an event tells of drift when the stability index's interval lies above; 0.2 is the usual alarm"
+        default=0.25, ge=0, description="an event tells of drift when the stability index's interval lies above; 0.25: a major shift"
     )
 
 
