@@ -64,6 +64,7 @@ def test_mnist_is_all_detectors_that_learn_from_normal_digits_with_three_seeds()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_paper_in_miniature_fills_its_table_and_a_second_time_nothing_is_done(tmp_path: Path) -> None:
     workplace = Workplace(tmp_path)
     try:
