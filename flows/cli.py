@@ -42,7 +42,7 @@ Port = Annotated[int | None, typer.Option(help="port of the Prefect server to st
 def demo(
     store: Annotated[str, typer.Option(help="where everything is kept")] = "normascope-demo",
     quick: Annotated[bool, typer.Option("--quick", help="smaller slides and less training: under a minute, for CI")] = False,
-    execution: Annotated[str, typer.Option(help=_EXECUTION)] = "local",
+    execution: Annotated[str | None, typer.Option(help=_EXECUTION)] = None,
     port: Port = None,
 ) -> None:
     """Build slides of real tissue with painted anomalies and run the whole pipeline on them.
@@ -390,21 +390,26 @@ def clean(
 
 @app.command()
 def doctor(
-    store: Annotated[str, typer.Option(help="the store to look at")] = "normascope-demo",
+    store: Annotated[str, typer.Option(help="the store to look at; a small file is written there, read and removed")] = "normascope-demo",
+    execution: Annotated[str | None, typer.Option(help=_EXECUTION + ", to look at")] = None,
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="also let this network say what three photographs show")] = None,
     weights: Annotated[str | None, typer.Option(metavar="FILE", help="its weights; without, those that belong to its name")] = None,
     sha256: Annotated[str | None, typer.Option(metavar="DIGEST", help="of the weight file")] = None,
 ) -> None:
-    """Look at everything a run needs: versions, GPU, store, server, disk. Exits with 1 when something is missing.
+    """Look at everything a run needs: versions, GPU, store, disk, server and its workers, Dask. Exits with 1 when something is missing.
 
     With --backbone also whether pretrained weights are what they are called: efficientnet-lite0 (bundled), torchvision/resnet18,
     timm/resnet18.a1_in1k and so on must recognise a cup of coffee, a cat and a rocket.
     """
     from tasks.doctor import examine, examine_backbone
+    from tasks.execution import parse_execution
+    from tasks.settings import load_settings
 
     if backbone is None and (weights or sha256):
         raise typer.BadParameter("--weights and --sha256 are of a --backbone; name it")
-    findings = examine(store)
+    with _errors():
+        where = parse_execution(execution or load_settings().execution)
+        findings = examine(store, scheduler=where.address)
     if backbone is not None:
         findings.append(examine_backbone(backbone, weights=weights, weights_sha256=sha256))
     for finding in findings:

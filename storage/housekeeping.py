@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from storage import filesystems, object_stores
+from storage import conditional, filesystems, object_stores
 
 _DELETED_AT_ONCE = 1000  # what S3 takes in one request
 
@@ -59,6 +61,39 @@ def remove(uri: str) -> None:
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
+
+
+class Probe(NamedTuple):
+    """What a place did with a small file: seconds to write, read and remove it, and whether conditions of writes are kept."""
+
+    seconds: float
+    conditional: bool
+
+
+def probe(uri: str) -> Probe:
+    """Write, read and remove a small file in a folder or prefix; in a bucket also whether a file is made only where there is none.
+
+    Local folders keep conditions by locks (`storage.conditional`), which are not tried.
+
+    Raises:
+        OSError: it cannot be written, read or removed; ValueError: neither local nor s3://; RuntimeError: another content came back.
+    """
+    content, place = uuid.uuid4().hex.encode(), filesystems.join(uri, f"probe-of-normascope-{uuid.uuid4().hex}")
+    started = time.monotonic()
+    filesystems.write_bytes(place, content)
+    try:
+        if filesystems.read_bytes(place) != content:
+            raise RuntimeError(f"{uri} gave back something else than was written")
+        kept = True
+        if object_stores.is_object_store(uri):
+            try:
+                conditional.create(place, content)
+                kept = False
+            except FileExistsError:
+                pass
+    finally:
+        remove(place)
+    return Probe(time.monotonic() - started, kept)
 
 
 def _list_below(folder: str, prefix: str) -> Iterator[StoredFile]:

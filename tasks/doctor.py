@@ -1,22 +1,30 @@
-"""Look at what a run needs, change nothing."""
+"""Look at what a run needs, change nothing: one small file is written to the store, read and removed."""
 
 import os
 import platform
 import shutil
-import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from storage import filesystems
+from storage.housekeeping import probe
 from tasks import server
+from tasks.settings import hide_user
 
 if TYPE_CHECKING:
+    import httpx
     from torch import Tensor
 
 _PACKAGES = ("torch", "torchvision", "lightning", "prefect", "fastapi", "dask", "zarr", "openslide-bin", "tifffile")
 _LEAST_FREE_GIB = 2.0
+_CONNECT_TIMEOUT_S = 15
 # photographs that scikit-image ships, and the classes of ImageNet that say what they show; five classes of 1,000 drawn at random hold
 # one of these for all three photographs once in 180,000 times
 _SHOWN = {
@@ -36,9 +44,10 @@ class Finding:
     text: str
 
 
-def examine(store: str) -> list[Finding]:
-    """Everything a run needs, each with what was found."""
-    return [_versions(), _gpu(), _cores(), _store(store), _disk(store), _server()]
+def examine(store: str, *, scheduler: str | None = None) -> list[Finding]:
+    """Everything a run needs, each with what was found; `scheduler` is the address of a Dask cluster that is to be used."""
+    findings = [_versions(), _gpu(), _cores(), _store(store), _disk(store), _server(), *_workers()]
+    return [*findings, _dask(scheduler)] if scheduler is not None else findings
 
 
 def examine_backbone(name: str, *, weights: str | None = None, weights_sha256: str | None = None) -> Finding:
@@ -120,16 +129,16 @@ def _cores() -> Finding:
 def _store(store: str) -> Finding:
     uri = filesystems.absolute(store)
     path = filesystems.local_path(uri)
+    # a folder that is not there yet is tried where it will be made
+    tried = uri if path is None else str(next(folder for folder in (path, *path.parents) if folder.exists()))
     try:
-        if path is not None:
-            existing = next(folder for folder in (path, *path.parents) if folder.exists())
-            with tempfile.NamedTemporaryFile(dir=existing):
-                pass
-        else:
-            filesystems.exists(uri)
+        found = probe(tried)
     except Exception as error:  # whatever an object store's client raises
         return Finding("store", False, f"{uri} cannot be used: {error}")
-    return Finding("store", True, f"{uri} is writable" if path is not None else f"{uri} answers")
+    if not found.conditional:
+        text = f"{uri} ignores If-None-Match: two runs at once could spoil an archive there; use another store"
+        return Finding("store", False, text)
+    return Finding("store", True, f"{uri}: written, read and removed in {1000 * found.seconds:.0f} ms, conditional writes are kept")
 
 
 def _disk(store: str) -> Finding:
@@ -142,7 +151,91 @@ def _disk(store: str) -> Finding:
 def _server() -> Finding:
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        return Finding("server", server.is_healthy(given), f"PREFECT_API_URL = {given}")
+        healthy = server.is_healthy(given)
+        mend = "" if healthy else " does not answer: start it, or unset the variable to use a local one"
+        return Finding("server", healthy, f"PREFECT_API_URL = {hide_user(given)}{mend}")
     running = server.running_server()
     text = f"runs at {running.ui_url}" if running else "none runs; a command starts one"
     return Finding("server", True, f"{text}; history in {server.home() / 'prefect'}")
+
+
+def _workers() -> list[Finding]:
+    """Of each work pool of the server that answers, who works for it; nothing where no server runs."""
+    running = server.running_server()
+    api = os.environ.get("PREFECT_API_URL") or (f"{running.ui_url}/api" if running else None)
+    if api is None or not server.is_healthy(api):
+        return []
+    import httpx
+
+    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    try:
+        with httpx.Client(base_url=api, auth=(user, password) if colon else None, timeout=10) as client:
+            pools = client.post("/work_pools/filter", json={}).raise_for_status().json()
+            of_pool = {pool["name"]: _ask_workers(client, pool["name"]) for pool in pools}
+    except httpx.HTTPError as error:
+        mend = "set PREFECT_API_AUTH_STRING to its user:password" if "401" in str(error) else "look at the server's log"
+        return [Finding("workers", False, f"the server does not say who works for it: {type(error).__name__}; {mend}")]
+    return [_judge_pool(pool, of_pool[pool["name"]], now=datetime.now(UTC)) for pool in pools]
+
+
+def _ask_workers(client: "httpx.Client", pool: str) -> list[dict[str, Any]]:
+    return list(client.post(f"/work_pools/{quote(pool, safe='')}/workers/filter", json={}).raise_for_status().json())
+
+
+def _judge_pool(pool: Mapping[str, Any], workers: Sequence[Mapping[str, Any]], *, now: datetime) -> Finding:
+    """Whether runs of a pool are begun: it is not paused, and the server says that it is ready."""
+    beats = [datetime.fromisoformat(worker["last_heartbeat_time"]) for worker in workers if worker.get("last_heartbeat_time")]
+    online = sum(worker.get("status") == "ONLINE" for worker in workers)
+    last = f", last heartbeat {(now - max(beats)).total_seconds():.0f} s ago" if beats else ""
+    said = f"pool {pool['name']}: {online} of {len(workers)} workers online{last}"
+    if pool.get("is_paused"):
+        return Finding("workers", False, f"{said}; it is paused: `prefect work-pool resume {pool['name']}`")
+    if pool.get("status") == "NOT_READY":
+        return Finding(
+            "workers", False, f"{said}; nobody begins its runs: `normascope serve`, or `prefect worker start --pool {pool['name']}`"
+        )
+    return Finding("workers", True, said)
+
+
+def _dask(address: str) -> Finding:
+    """Who works for a scheduler, with which versions and what to offer."""
+    from distributed import Client
+
+    try:
+        with Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False) as client:
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            if not workers:
+                return Finding("Dask", False, f"{address} has no worker: start some with `dask worker {address}`")
+            versions = client.run(_package_versions, on_error="return")
+    except (OSError, TimeoutError, ValueError) as error:
+        text = f"{address} does not answer within {_CONNECT_TIMEOUT_S} s ({type(error).__name__}): start it with `dask scheduler`"
+        return Finding("Dask", False, text)
+    if differing := compare_versions(_package_versions(), versions):
+        return Finding("Dask", False, f"{address}: {'; '.join(differing)}: install the same on every machine (requirements.lock)")
+    offered = Counter(f"{name}={amount:g}" for worker in workers.values() for name, amount in worker["resources"].items())
+    cores = sum(worker["nthreads"] for worker in workers.values())
+    offers = ", ".join(f"{count} offer {what}" for what, count in sorted(offered.items())) or "none offers resources"
+    return Finding("Dask", True, f"{address}: {len(workers)} workers of the same versions, {cores} threads, {offers}")
+
+
+def compare_versions(ours: Mapping[str, str], theirs: Mapping[str, Mapping[str, str] | BaseException]) -> list[str]:
+    """What differs on each worker; an error in place of versions is of a worker that cannot import normascope."""
+    lines = []
+    for worker, versions in theirs.items():
+        if isinstance(versions, BaseException):
+            lines.append(f"{worker} cannot import normascope ({type(versions).__name__}: {versions})")
+            continue
+        differing = [
+            f"{name} {versions.get(name, 'missing')} (here {version})" for name, version in ours.items() if versions.get(name) != version
+        ]
+        lines += [f"{worker} has {', '.join(differing)}"] if differing else []
+    return lines
+
+
+def _package_versions() -> dict[str, str]:
+    """Of this process; runs on workers."""
+    found = {"Python": platform.python_version()}
+    for name in ("normascope", *_PACKAGES):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,15 +1,26 @@
 """The doctor tells trained weights from weights that only claim to be."""
 
 import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from distributed import LocalCluster
 from torchvision.models import ResNet18_Weights, resnet18
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks.doctor import _SHOWN, _judge, examine_backbone
+from storage import conditional
+from storage.housekeeping import probe
+from tasks.doctor import _SHOWN, _dask, _judge, _judge_pool, _server, _store, _workers, compare_versions, examine_backbone
+from tests.servers import s3_server
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +91,103 @@ def test_the_command_examines_a_backbone_and_exits_with_1_when_it_fails(random_w
     assert "ok    backbone     efficientnet-lite0 knows coffee: espresso" in good.output
     assert "FAIL  backbone     torchvision/resnet18 does not know" in bad.output
     assert "--backbone" in nameless.output
+
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+WORKER = {"name": "w", "status": "ONLINE", "last_heartbeat_time": "2026-01-01T11:59:48Z"}
+
+
+def test_a_pool_is_well_when_somebody_begins_its_runs() -> None:
+    well = _judge_pool({"name": "main", "status": "READY", "is_paused": False}, [WORKER], now=NOW)
+    assert well.ok
+    assert well.text == "pool main: 1 of 1 workers online, last heartbeat 12 s ago"
+    alone = _judge_pool({"name": "main", "status": "NOT_READY", "is_paused": False}, [{**WORKER, "status": "OFFLINE"}], now=NOW)
+    paused = _judge_pool({"name": "main", "status": "PAUSED", "is_paused": True}, [WORKER], now=NOW)
+    assert not alone.ok
+    assert "prefect worker start --pool main" in alone.text
+    assert not paused.ok
+    assert "prefect work-pool resume main" in paused.text
+
+
+@contextmanager
+def answering(answers: dict[str, Any]) -> Iterator[str]:
+    """A server on loopback that answers by path."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.dumps(answers.get(self.path)).encode()
+            self.send_response(200 if self.path in answers else 401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/api"
+        http.shutdown()
+        thread.join()
+
+
+def test_the_pools_of_the_server_are_asked_for_their_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {"/api/health": True, "/api/work_pools/filter": [{"name": "a b", "status": "READY", "is_paused": False}]}
+    with answering(answers) as address:
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        (refused,) = _workers()
+        answers["/api/work_pools/a%20b/workers/filter"] = [WORKER]
+        (found,) = _workers()
+    assert not refused.ok
+    assert "PREFECT_API_AUTH_STRING" in refused.text
+    assert found.ok
+    assert "1 of 1 workers online" in found.text
+    assert _workers() == []  # it is gone
+    assert not _server().ok
+    assert "does not answer: start it" in _server().text
+
+
+def test_a_dask_cluster_is_well_with_workers_of_our_versions() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, resources={"GPU": 1}) as cluster:
+        found = _dask(cluster.scheduler_address)
+        assert found.ok, found.text
+        assert "1 workers of the same versions, 2 threads, 1 offer GPU=1" in found.text
+        cluster.scale(0)
+        for worker in list(cluster.workers.values()):
+            cluster.sync(worker.close)
+        empty = _dask(cluster.scheduler_address)
+    assert not empty.ok
+    assert "dask worker" in empty.text
+
+
+def test_versions_that_differ_and_workers_without_normascope_are_named() -> None:
+    theirs = {"tcp://a": {"torch": "2"}, "tcp://b": {"torch": "3"}, "tcp://c": ModuleNotFoundError("No module named 'tasks'")}
+    assert compare_versions({"torch": "2"}, theirs) == [
+        "tcp://b has torch 3 (here 2)",
+        "tcp://c cannot import normascope (ModuleNotFoundError: No module named 'tasks')",
+    ]
+
+
+def test_a_folder_is_tried_where_it_will_be_and_nothing_stays(tmp_path: Path) -> None:
+    found = _store(str(tmp_path / "not" / "yet"))
+    assert found.ok, found.text
+    assert "written, read and removed" in found.text
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    assert not _store(str(tmp_path / "file")).ok
+
+
+@pytest.mark.slow
+def test_a_bucket_is_tried_and_one_that_overwrites_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(tmp_path) as s3:
+        assert probe(s3.bucket).conditional
+        assert _store(f"{s3.bucket}/store").ok
+        monkeypatch.setattr(conditional, "create", lambda uri, content: "version")
+        refused = _store(f"{s3.bucket}/store")
+        assert not refused.ok
+        assert "If-None-Match" in refused.text
+        s3.kill()
