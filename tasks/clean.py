@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class Version:
     size_bytes: int
     complete: bool
     model_digest: str
+    model_uri: str = ""
     readable: bool = True
 
 
@@ -198,7 +199,7 @@ def plan_cleaning(uri: str, rules: Rules, *, champion: str | None = None, now: f
     Args:
         uri: of a store of runs or of an archive; it may be gone, then the results that refer to it are left over.
         rules: what counts as old.
-        champion: a champion file elsewhere, whose model's versions stay; those below `uri` are found.
+        champion: a champion file whose model's versions stay, beside those of the stores that an archive's models lie in.
         now: seconds since 1970, for tests.
 
     Raises:
@@ -210,9 +211,6 @@ def plan_cleaning(uri: str, rules: Rules, *, champion: str | None = None, now: f
         raise ValueError(
             f"{uri} is neither an archive (it lacks archive.json) nor a store of runs (it lacks manifests/): nothing is cleaned there"
         )
-    found = [filesystems.join(uri, file.path) for file in files if filesystems.name_of(file.path) == "champion.json"]
-    named = frozenset(text for place in (*found, *([champion] if champion else [])) for text in _read_champions(place))
-    rules = Rules(rules.older_than_days, rules.keep, rules.orphans, rules.champions | named)
     results = home / "prefect" / "storage"
     items = [
         *plan_results(str(results), _read_results(results, uri, files), rules, now=now),
@@ -223,7 +221,9 @@ def plan_cleaning(uri: str, rules: Rules, *, champion: str | None = None, now: f
     if any(file.path == "archive.json" for file in files):
         archive = open_archive(uri)
         versions = list(_read_versions(archive, files))
-        replaced = plan_versions(versions, rules)
+        places = {*_find_champions(versions), *([champion] if champion else [])}
+        named = frozenset(text for place in places for text in _read_champions(place))
+        replaced = plan_versions(versions, replace(rules, champions=rules.champions | named))
         parts = [archive.part_uri(part)[len(uri) + 1 :] for part in range(len(archive.parts))]
         items += [*replaced, *plan_parts(uri, files, parts, now=now), *_find_cut_heatmaps(uri, files, now=now), *_find_lease(uri, files)]
     else:
@@ -308,6 +308,7 @@ def _read_versions(archive: Archive, files: Sequence[StoredFile]) -> Iterator[Ve
             sum(folders.values()),
             complete=store is not None and not store.pending_shards(),
             model_digest="" if store is None else str(store.attributes["model_digest"]),
+            model_uri="" if store is None else str(store.attributes.get("model_uri", "")),
             readable=is_ours or f"scores/{slot}/v{number}/zarr.json" not in paths,
         )
 
@@ -367,6 +368,12 @@ def _without_nested(items: Sequence[Item]) -> list[Item]:
 
 def _is_named(version: Version, champions: frozenset[str]) -> bool:
     return (bool(version.model_digest) and version.model_digest in champions) or any(uri in champions for uri in version.uris)
+
+
+def _find_champions(versions: Iterable[Version]) -> Iterator[str]:
+    """The champion files of the stores in which the models lie: STORE/models/NAME."""
+    stores = {version.model_uri.rpartition("/models/")[0] for version in versions}
+    return (place for store in stores if store and filesystems.exists(place := filesystems.join(store, "champion.json")))
 
 
 def _read_champions(uri: str) -> Iterator[str]:

@@ -35,7 +35,9 @@ KEY = f"train-{'a' * 40}"
 
 
 def version(number: int, *, complete: bool = True, model: str = "", readable: bool = True) -> Version:
-    return Version("skin", number, (f"scores/skin/v{number}", f"slides/skin/v{number}"), 10, complete, model or f"model-{number}", readable)
+    return Version(
+        "skin", number, (f"scores/skin/v{number}", f"slides/skin/v{number}"), 10, complete, model or f"model-{number}", readable=readable
+    )
 
 
 def numbers(versions: list[Version], rules: Rules) -> set[str]:
@@ -109,7 +111,12 @@ def make_archive(folder: Path, uri: str) -> str:
     archive = append_manifest(uri, *manifest)
     for number in (1, 2, 3):
         store = create_store(
-            archive.scores_uri("ae", number), rows=3, map_size_px=None, shard_rows=64, attributes={"model_digest": f"digest-{number}"}
+            archive.scores_uri("ae", number),
+            rows=3,
+            map_size_px=None,
+            shard_rows=64,
+            attributes={"model_digest": f"digest-{number}"},
+            notes={"model_uri": str(folder / "store" / "models" / f"ae-{number}")},
         )
         store.write_shard(0, image=[0.5, 1.0, 2.0], maps=None, failures=[])  # type: ignore[arg-type]
     return archive.uri
@@ -123,7 +130,8 @@ def test_an_archive_keeps_what_its_champion_names_and_opens_afterwards(tmp_path:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(b"half")
         os.utime(place, (NOW, NOW))
-    Path(archive, "champion.json").write_text(json.dumps({"champion": {"digest": "digest-1"}, "history": [{"digest": "digest-2"}]}))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "champion.json").write_text(json.dumps({"champion": {"digest": "digest-1"}, "history": [{"digest": "digest-2"}]}))
     before = list_everything(archive)
     items = {item.uri.removeprefix(f"{archive}/") for item in plan_cleaning(archive, Rules(keep=1)) if item.goes}
     assert items == {"scores/ae/v2", strays[0], strays[1], "slides/ae/v3/s-1.ome.zarr"}
