@@ -70,7 +70,7 @@ class RunConfig(BaseModel):
 
 
 def load_config(path: Path, *, change: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> RunConfig:
-    """Read a YAML file; paths in it are relative to it.
+    """Read a YAML file; paths in it are relative to it, and a section `retrain` is `flows.retrain.load_retrain`'s.
 
     Args:
         path: of the file.
@@ -79,7 +79,11 @@ def load_config(path: Path, *, change: Callable[[dict[str, Any]], dict[str, Any]
     Raises:
         ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value.
     """
-    return read_yaml(path, RunConfig, prepare=lambda values: _beside(path.parent, change(values)))
+
+    def prepare(values: dict[str, Any]) -> dict[str, Any]:
+        return _beside(path.parent, change({key: value for key, value in values.items() if key != "retrain"}))
+
+    return read_yaml(path, RunConfig, prepare=prepare)
 
 
 def read_yaml(path: Path, model: type[Model], *, prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> Model:

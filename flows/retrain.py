@@ -62,7 +62,7 @@ def load_retrain(path: Path) -> tuple[RunConfig, RetrainPlan]:
         ConfigError: no file, no YAML, an unknown key, a wrong value, several detectors.
     """
     plan = read_yaml(path, RetrainPlan, prepare=lambda values: _place_archive(path.parent, values.get("retrain") or {}))
-    config = load_config(path, change=lambda values: {name: value for name, value in values.items() if name != "retrain"})
+    config = load_config(path)
     if len(config.detectors) != 1:
         raise ConfigError(f"{path}: a store has one champion; `detectors` has {len(config.detectors)}, choose one")
     return config, plan

@@ -1,7 +1,10 @@
 """A store's life under retraining: the first model, nothing new, new pictures, a failure, a rollback, a person's answer."""
 
+import re
+import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,14 @@ import flows.retrain
 from flows.config import ConfigError
 from flows.retrain import load_retrain, retrain_scheduled
 from storage.archives import open_archive
-from storage.champions import ChampionError, read_champion, roll_back
+from storage.champions import ChampionError, find_champion, promote, read_champion, roll_back
 from storage.manifest import read_manifest
 from tasks.caching import steps
 from tasks.retrain_story import RetrainSummary
 from tests.archives import write_archive_pictures
+from tests.command import Workplace
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 name: weekly
@@ -149,3 +155,43 @@ def test_a_plan_is_read_beside_the_run_and_what_is_wrong_is_named(tmp_path: Path
     (tmp_path / "weekly.yaml").write_text(CONFIG.replace("detectors: [", "detectors: [{kind: ae}, "))
     with pytest.raises(ConfigError, match="a store has one champion"):
         load_retrain(tmp_path / "weekly.yaml")
+
+
+def test_the_shipped_example_is_one() -> None:
+    config, plan = load_retrain(ROOT / "deploy" / "configs" / "retrain.yaml")
+    assert (config.detectors[0].kind, plan.promotion.rule) == ("patchcore", "better")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    yield (place := Workplace(tmp_path))
+    assert place.call("ui", "--stop").returncode == 0
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide_do_what_it_says(workplace: Workplace) -> None:
+    guide = (ROOT / "docs" / "guides" / "retrain.md").read_text()
+    (configuration,) = re.findall(r"```yaml\n(.+?)```", guide, re.DOTALL)
+    first, say, serve, back, history = re.findall(r"^normascope (.+)$", guide, re.MULTILINE)
+    assert serve.startswith("serve")  # tests/flows/test_serve.py
+    small = configuration.replace("kind: patchcore", "kind: patchcore, input_size_px: 64, memory_size: 32, candidates: 300")
+    (workplace.folder / "weekly.yaml").write_text(small + "execution: {kind: process}\n")
+    add_pictures(workplace.folder, 48, first=0)
+
+    trained = workplace.call(*first.split())
+    assert trained.returncode == 0, trained.stderr
+    assert "promoted: the first one: image/AUROC" in trained.stdout
+    again = workplace.call(*first.split())
+    assert again.stdout.startswith("nothing new"), again.stderr
+    assert "in use: patchcore" in workplace.call(*say.split()).stdout
+    lonely = workplace.call(*back.split())
+    assert (lonely.returncode, "there is nothing to go back to" in lonely.stderr) == (1, True)
+
+    store = str(workplace.folder / "store")
+    found = find_champion(store)
+    assert found is not None
+    copied = f"{store}/models/second"
+    shutil.copytree(found.pointer.champion.uri, copied)
+    promote(store, found.pointer.champion.model_copy(update={"uri": copied}), over=found)
+    assert found.pointer.champion.uri in workplace.call(*back.split()).stdout
+    assert workplace.call(*history.split()).stdout.count("before:") == 2
