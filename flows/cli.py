@@ -114,6 +114,7 @@ def score(
     memory_mb: Annotated[int | None, typer.Option(min=2, help="most MiB of pictures that a process holds ahead of the model")] = None,
     shard_rows: Annotated[int | None, typer.Option(min=1, help="samples of a new store's shard; by its maps when not given")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="images at once in a new store; the fastest when not given")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="of http://127.0.0.1:N/metrics, for Prometheus")] = None,
     port: Port = None,
 ) -> None:
     """Curate, train and score: writes one score store a detector. With --model and --into: score an archive with trained models.
@@ -125,10 +126,12 @@ def score(
     if bool(model) != bool(into):
         raise typer.BadParameter("--model and --into belong together: give both to score an archive, none to train first")
     if model and into:
+        if metrics_port is not None:
+            os.environ["NORMASCOPE_METRICS_PORT"] = str(metrics_port)  # over the setting of the file, in this process
         new = {"new_version": new_version, "shard_rows": shard_rows, "batch_size": batch_size}
         _score_archive(what, model, into, execution=execution, workers=workers, memory_mb=memory_mb, port=port, **new)
         return
-    if new_version or any(option is not None for option in (execution, workers, memory_mb, shard_rows, batch_size)):
+    if new_version or any(option is not None for option in (execution, workers, memory_mb, shard_rows, batch_size, metrics_port)):
         raise typer.BadParameter("these options are of an archive, with --model and --into; without, CONFIG.yaml has keys for them")
     with _command(port):
         for store in _until_score(Path(what))[3]:
@@ -344,6 +347,23 @@ def ui(
         typer.echo(f"Prefect UI: {address} (history in {server.home() / 'prefect'}; `normascope ui --stop` stops it)")
         if browse and sys.stdout.isatty():
             typer.launch(address)
+
+
+@app.command()
+def serve(
+    deployments: Annotated[Path, typer.Argument(metavar="PREFECT.yaml", help="what runs when")] = Path("deploy/prefect.yaml"),
+    port: Port = None,
+) -> None:
+    """Run what is scheduled on this machine, until Ctrl-C: Prefect server, work pool, a worker, deployments and automations.
+
+    Uses the server at PREFECT_API_URL where that is set. History and schedules outlive a restart; runs that are under way at the end are
+    cancelled, and their next run goes on from the finished steps. Runs work in the folder where this command is given.
+    """
+    with _errors():
+        server.configure_prefect()
+        from flows.serve import serve_file
+
+        serve_file(deployments, port=port, say=typer.echo)
 
 
 @app.command()

@@ -1,14 +1,9 @@
 """Stop: because the UI says so, with what is finished kept; or at once, with the server told and all processes ended."""
 
-import json
 import logging
-import os
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from uuid import UUID
 
 import psutil
@@ -17,7 +12,6 @@ from tasks import server
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_S = 2
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -55,9 +49,9 @@ def cancel_runs(tag: str) -> None:
     unfinished = {"tags": {"all_": [tag]}, "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}}
     cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled", "message": "stopped by a signal; run again to go on"}, "force": True}
     try:
-        for flow_run in _post("flow_runs/filter", {"flow_runs": unfinished}):
-            _post(f"flow_runs/{flow_run['id']}/set_state", cancelled)
-    except (OSError, urllib.error.URLError, ValueError, KeyError):
+        for flow_run in server.post("flow_runs/filter", {"flow_runs": unfinished}):
+            server.post(f"flow_runs/{flow_run['id']}/set_state", cancelled)
+    except (OSError, ValueError, KeyError):
         return
 
 
@@ -73,11 +67,3 @@ def kill_children() -> None:
                 process.kill()
             except psutil.Error:
                 continue
-
-
-def _post(path: str, content: dict[str, Any]) -> Any:
-    request = urllib.request.Request(
-        f"{os.environ['PREFECT_API_URL'].rstrip('/')}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        return json.loads(answer.read() or b"null")

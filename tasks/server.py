@@ -1,5 +1,6 @@
 """The Prefect server of one machine: SQLite under normascope's home, started when needed, its history kept. Imports no Prefect."""
 
+import base64
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,6 +63,8 @@ def configure_prefect() -> None:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,methods,storage",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # tracebacks and steps stand in the UI; the terminal gets bars and messages
     }
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # who may start the server with it may also use it
+        defaults["PREFECT_API_AUTH_STRING"] = password
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -74,12 +78,13 @@ def ensure_server(*, port: int | None = None) -> str:
         port: insist on this port; otherwise 4200, or the next free one.
 
     Raises:
-        ServerError: the port is taken, or the server does not answer.
+        ServerError: the port is taken, the server does not answer, or it refuses the credentials.
     """
     given = os.environ.get("PREFECT_API_URL")
     if given:
         if not is_healthy(given):
             raise ServerError(f"no Prefect server answers at PREFECT_API_URL = {given}: start it, or unset the variable to use a local one")
+        _check_credentials(given)
         return given.removesuffix("/api")
     with _locked():
         server = running_server()
@@ -148,6 +153,43 @@ def is_healthy(api_url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False
+
+
+def post(path: str, content: dict[str, Any]) -> Any:
+    """What the API at PREFECT_API_URL answers, without Prefect's client; waits two seconds and asks once.
+
+    Raises:
+        OSError: no answer, or an error.
+        ValueError: an answer that is no JSON.
+    """
+    request = urllib.request.Request(
+        f"{os.environ['PREFECT_API_URL'].rstrip('/')}/{path}",
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json", **_authorization()},
+    )
+    with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def _check_credentials(api_url: str) -> None:
+    """Health is told to everybody: ask for what is not."""
+    request = urllib.request.Request(f"{api_url.rstrip('/')}/admin/version", headers=_authorization())
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            given = "the credentials of" if _authorization() else "to answer without"
+            raise ServerError(f"the Prefect server at {api_url} refuses {given} PREFECT_API_AUTH_STRING (user:password)") from None
+    except OSError:
+        return  # busy: it has just said that it is healthy
+
+
+def _authorization() -> dict[str, str]:
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(password.encode()).decode()}"}
+    key = os.environ.get("PREFECT_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _is_free(port: int) -> bool:
