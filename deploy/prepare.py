@@ -17,7 +17,7 @@ def prepare(results: str) -> None:
     """Make the bucket and the block of a place such as s3://bucket/results."""
     fs, path = fsspec.url_to_fs(results)
     fs.makedirs(path.split("/")[0], exist_ok=True)
-    RemoteFileSystem(basepath=results).save(BLOCK, overwrite=True)  # type: ignore[unused-coroutine]
+    RemoteFileSystem(basepath=results).save(BLOCK, overwrite=True)
 
 
 if __name__ == "__main__":
