@@ -10,13 +10,14 @@ from pydantic import ValidationError
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.evaluation.histograms import count_scores
 from storage import filesystems
+from storage.archives import append_manifest
 from storage.champions import Champion
 from storage.manifest import read_manifest, write_named
 from storage.models import Bundle, write_bundle
 from tasks.evaluate import _encode_values, _resampled_uri
 from tasks.measures import measure
 from tasks.references import EvaluationReference, ManifestReference, ModelReference
-from tasks.retrain import PromotionConfig, RetrainError, check_challenger, check_champion, hold_out, read_memory
+from tasks.retrain import PromotionConfig, RetrainError, check_challenger, check_champion, gather_archive, hold_out, read_memory
 from tasks.retrain_decision import compare, decide, first_metric
 from tests.archives import write_archive_pictures, write_manifest_of
 
@@ -134,6 +135,15 @@ def test_held_out_samples_are_the_labelled_ones_of_validation_and_test(tmp_path:
     assert read_manifest(held_out["uri"])["sample_id"].tolist() == rows["sample_id"][4:11].tolist()
     assert held_out["rows"] == 7
     assert held_out["development_uri"] == manifest["development_uri"]
+
+
+def test_an_archive_keeps_the_rows_of_pictures_that_are_gone(tmp_path: Path, rows: pd.DataFrame) -> None:
+    archive, before = str(tmp_path / "archive"), write(tmp_path, rows[:8])
+    assert gather_archive(archive, before, store=str(tmp_path)) == {"uri": before["uri"], "digest": before["digest"]}
+    append_manifest(archive, before["uri"], before["digest"])
+    grown = gather_archive(archive, write(tmp_path, rows[2:]), store=str(tmp_path))
+    appended = append_manifest(archive, grown["uri"], grown["digest"])
+    assert appended.read_rows(0, 12)["sample_id"].tolist() == rows["sample_id"].tolist()
 
 
 def test_a_memory_that_is_none_is_an_error(tmp_path: Path) -> None:
