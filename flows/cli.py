@@ -577,10 +577,16 @@ def _command(port: int | None) -> Iterator[str]:
 
 def _show_warnings() -> None:
     """What a run has to say of the data goes to the terminal as well as to the UI."""
+    from tasks.logs import ROOMS, write_json_lines
+    from tasks.settings import load_settings
+
+    if load_settings().log_format == "json":
+        write_json_lines()
+        return
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    for room in ("flows", "tasks", "methods", "storage"):
+    for room in ROOMS:
         logging.getLogger(room).addHandler(handler)
 
 

@@ -12,8 +12,10 @@ from tasks.archive_scoring import ArchiveScoringConfig, place_work, prepare_work
 from tasks.archive_slides import assemble_slides
 from tasks.cancel import watch_for_cancel
 from tasks.execution import ExecutionConfig, stop_executor
+from tasks.metrics import serve_metrics
 from tasks.progress import publish_progress, show_progress
 from tasks.references import ArchiveSummary, ModelReference, RowsReference
+from tasks.settings import load_settings
 from tasks.slide_maps import SlideMapConfig
 
 
@@ -41,9 +43,10 @@ def score_archive(
             watch_for_cancel(str(flow_run.get_id()), lambda: stop_executor(execution)) as cancelled,
         ):
             run = Scoring(work, execution, lease, bar, cancelled)
-            score_groups(run)
-            if not cancelled.is_set():
-                assemble_slides(work.archive, work.slots, slide_maps, execution=execution)
+            with serve_metrics(load_settings().metrics_port, run.read):
+                score_groups(run)
+                if not cancelled.is_set():
+                    assemble_slides(work.archive, work.slots, slide_maps, execution=execution)
         show_failures(work.slots, key=f"failures-{key}")
         if cancelled.is_set():
             message = f"{bar.done:,} of {bar.total:,} images were done; the same command goes on from there"

@@ -22,6 +22,7 @@ from storage.leases import Lease
 from tasks.archive_scoring import Slot, Work, count_rows, first_failures
 from tasks.caching import can_pass, steps
 from tasks.execution import ExecutionConfig
+from tasks.metrics import Reading
 from tasks.progress import Bar
 from tasks.references import ArchiveSummary, SlotSummary
 from tasks.score import map_shards
@@ -46,20 +47,30 @@ class Scoring:
     bar: Bar
     cancelled: threading.Event
     started: float = field(default_factory=time.monotonic)
+    failed: int = 0
     _warm: tuple[float, int] | None = None  # when the first shard was done, and its rows: what was before is loading
 
-    def advance(self, rows: int) -> None:
-        """So many rows are done."""
+    def advance(self, rows: int, *, failed: int = 0) -> None:
+        """So many rows are done, and so many of them failed."""
         self.bar.advance(rows)
+        self.failed += failed
         if self._warm is None:
             self._warm = time.monotonic(), self.bar.done
 
-    def rows_per_group(self) -> float:
-        """At the rate so far; 0 while none is known."""
+    def rate(self) -> float:
+        """Rows a second since the first shard was done; 0 while it is not known."""
         if self._warm is None or self.bar.done <= self._warm[1]:
             return 0
-        rate = (self.bar.done - self._warm[1]) / (time.monotonic() - self._warm[0])
-        return max(_GROUP_S * rate, self.bar.total / _GROUPS_MAX)
+        return (self.bar.done - self._warm[1]) / (time.monotonic() - self._warm[0])
+
+    def rows_per_group(self) -> float:
+        """At the rate so far; 0 while none is known."""
+        rate = self.rate()
+        return max(_GROUP_S * rate, self.bar.total / _GROUPS_MAX) if rate else 0
+
+    def read(self) -> Reading:
+        """For Prometheus; of several models the one counts that fails most in a shard."""
+        return Reading(done=self.bar.done, failed=self.failed, total=self.bar.total, per_second=self.rate())
 
 
 class ShardGroup:
@@ -106,7 +117,7 @@ def score_group(group: ShardGroup, scoring: Scoring) -> dict[str, int]:
     """
     try:
         for outcome in map_shards(group.jobs(), execution=scoring.execution):
-            scoring.advance(group.note(outcome))
+            scoring.advance(group.note(outcome), failed=max(len(target["failed"]) for target in outcome["targets"]))
             scoring.lease.check()
             if scoring.cancelled.is_set():
                 break

@@ -22,6 +22,7 @@ from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
 
 from tasks.execution import ExecutionConfig, available_cores, call
+from tasks.logs import carry_ids
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class DaskExecutor:
             WorkersDiedError: an item was rescued 64 times and killed its workers again.
         """
         waiting = iter(items)
-        flight: _Flight[T] = _Flight(self._connect(), partial(call, function, self._config.threads), together, rescued=rescue is not None)
+        carried = partial(call, carry_ids(function), self._config.threads)
+        flight: _Flight[T] = _Flight(self._connect(), carried, together, rescued=rescue is not None)
         try:
             flight.find_workers()
             while True:

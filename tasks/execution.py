@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.logs import carry_ids
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -88,7 +90,7 @@ class ProcessExecutor:
     def run(self, function: Callable[..., R], *arguments: Any) -> R:
         """See `Executor`."""
         with self._lock:
-            return call(function, self._threads, *arguments)
+            return call(carry_ids(function), self._threads, *arguments)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,6 +44,12 @@ class Settings(BaseModel):
     )
     port: int = Field(default=4200, ge=1, le=65535, description="of the Prefect server that is started, or the next free one")
     view_port: int = Field(default=8321, ge=1, le=65535, description="of the page of `normascope view`, or a free one")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="of what is logged to stderr: warnings to read, or JSON lines with the ids of run, task and shard"
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="on loopback, where Prometheus is told of a run on an archive; none when not given"
+    )
     aws_endpoint_url: str | None = Field(default=None, description="of an object store that is not Amazon's")
     aws_default_region: str | None = None
     aws_profile: str | None = Field(default=None, description="of AWS's own files")
