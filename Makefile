@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := uv==0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check bench lock clean
+.PHONY: demo test test-slow test-faults test-slow-rest check bench lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/normascope demo
@@ -13,9 +13,15 @@ demo: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
-# real servers, killed processes, the quick demo, the report in a browser
+# real servers, killed processes, the quick demo, the report in a browser; faults are mostly waited for, so they run beside the rest
 test-slow: $(INSTALLED)
-	$(BIN)/pytest -m 'slow or browser'
+	$(MAKE) --jobs=2 --output-sync=target test-faults test-slow-rest
+
+test-faults: $(INSTALLED)
+	$(BIN)/pytest -m 'slow or browser' tests/faults
+
+test-slow-rest: $(INSTALLED)
+	$(BIN)/pytest -m 'slow or browser' --ignore tests/faults
 
 bench: $(INSTALLED)
 	$(BIN)/pytest -s -m benchmark tests/benchmarks/bench_*.py
