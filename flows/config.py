@@ -1,12 +1,10 @@
 """One run's configuration: a YAML file that becomes the parameters of the flows."""
 
-import difflib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from methods.curation.splits import SplitConfig
 from methods.detectors.autoencoder import AutoencoderConfig
@@ -22,12 +20,9 @@ from tasks.paint import PAINTED_NOTICE, PaintConfig
 from tasks.score import ScoringConfig
 from tasks.settings import load_settings
 from tasks.train import TrainingConfig
+from tasks.yaml_files import ConfigError, read_yaml
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key."""
+__all__ = ["ConfigError", "RunConfig", "load_config", "read_yaml"]
 
 
 class RunConfig(BaseModel):
@@ -86,31 +81,6 @@ def load_config(path: Path, *, change: Callable[[dict[str, Any]], dict[str, Any]
     return read_yaml(path, RunConfig, prepare=prepare)
 
 
-def read_yaml(path: Path, model: type[Model], *, prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values) -> Model:
-    """Read a YAML file of keys and values as a model.
-
-    Args:
-        path: of the file.
-        model: what it is read as.
-        prepare: changes the values before they are validated.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values, such as `name: my-run`, got {type(values).__name__}")
-    try:
-        return model.model_validate(prepare(values))
-    except ValidationError as error:
-        raise ConfigError(f"{path}:\n" + "\n".join(f"  {_explain(found, model)}" for found in error.errors())) from None
-
-
 def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Resolve the relative paths against the folder of the file, not against where the command happens to run."""
     resolved = dict(values)
@@ -146,29 +116,3 @@ def _beside_weights(folder: Path, detector: Any) -> Any:
 
 def _resolve(folder: Path, uri: str) -> str:
     return uri if "://" in uri else str((folder / Path(uri).expanduser()).resolve())
-
-
-def _explain(found: Any, model: type[BaseModel]) -> str:
-    """One line for one of pydantic's findings."""
-    location = [str(part) for part in found["loc"]]
-    if found["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(model), n=1)
-        return f"{'.'.join(location)}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{'.'.join(location) or '(file)'}: {found['msg']}" + (f" (got {found['input']!r})" if found["type"] != "missing" else "")
-
-
-def _known_keys(model: type[BaseModel]) -> list[str]:
-    """The keys of every model that a configuration is made of, found through the annotations."""
-    waiting: list[Any] = [model]
-    seen: set[Any] = set()
-    names: set[str] = set()
-    while waiting:
-        part = waiting.pop()
-        if part in seen or not isinstance(part, Hashable):
-            continue
-        seen.add(part)
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            names |= set(part.model_fields)
-            waiting += [field.annotation for field in part.model_fields.values()]
-        waiting += get_args(part)
-    return sorted(names)

@@ -50,8 +50,8 @@ def _leave_ctrl_c() -> None:
 
 
 def _read(path: Path) -> Any:
-    from flows.config import ConfigError, read_yaml
     from tasks.serve_file import ServeFile
+    from tasks.yaml_files import ConfigError, read_yaml
 
     if not path.exists():
         raise ConfigError(f"no file of deployments at {path}: give one, or write it after deploy/prefect.yaml of the repository")

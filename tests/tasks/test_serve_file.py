@@ -9,8 +9,8 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from flows.config import ConfigError, read_yaml
 from tasks.serve_file import ServeFile
+from tasks.yaml_files import ConfigError, read_yaml
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "prefect.yaml"
 
