@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tasks.settings import export_settings, find_home, load_settings
 
 _START_TIMEOUT_S = 180  # the very first start makes the database; on a busy machine it has taken more than 90 s
 _STOP_TIMEOUT_S = 15
+_TRIES = 5  # to find a port that nobody takes meanwhile
 _ANSWER_TIMEOUT_S = 2
 
 
@@ -91,7 +92,7 @@ def ensure_server(*, port: int | None = None) -> str:
         if server is None or (port is not None and server.port != port):
             if server is not None:
                 raise ServerError(f"the server already runs at {server.ui_url}: stop it first (normascope ui --stop), or leave --port out")
-            server = _start(port if port is not None else _free_port(load_settings().port))
+            server = _start(port) if port is not None else _start_anywhere()
     _check_credentials(f"{server.ui_url}/api")
     os.environ["PREFECT_API_URL"] = f"{server.ui_url}/api"
     return server.ui_url
@@ -120,6 +121,18 @@ def stop_server() -> Server | None:
     return server
 
 
+def _start_anywhere() -> Server:
+    """On the first free port; another home's server may take it at the same moment."""
+    for _ in range(_TRIES - 1):
+        with suppress(_PortLostError):
+            return _start(_free_port(load_settings().port))
+    return _start(_free_port(load_settings().port))
+
+
+class _PortLostError(ServerError):
+    """Another program has taken the port meanwhile."""
+
+
 def _start(port: int) -> Server:
     if not _is_free(port):
         raise ServerError(f"port {port} is taken by another program: give another one with --port, or stop that program")
@@ -137,13 +150,23 @@ def _start(port: int) -> Server:
         )
     server = Server(pid=process.pid, created=psutil.Process(process.pid).create_time(), port=port)
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not is_healthy(f"{server.ui_url}/api"):
+    while not (_listens(process.pid, port) and is_healthy(f"{server.ui_url}/api")):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise ServerError(f"the Prefect server did not start on port {port}; its log is {log_path}")
+            lost = process.wait() >= 0 and not _is_free(port)
+            raise (_PortLostError if lost else ServerError)(f"the Prefect server did not start on port {port}; its log is {log_path}")
         time.sleep(0.1)
     _record().write_text(json.dumps(asdict(server)))
     return server
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether it is this process that answers on a port, and not another server."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 
 
 def is_healthy(api_url: str) -> bool:

@@ -1,3 +1,4 @@
+import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,6 +7,7 @@ import httpx
 import pytest
 
 from tasks import server
+from tests.command import Workplace
 
 
 def test_a_taken_port_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +42,22 @@ def test_the_server_outlives_the_call_is_used_again_and_stops(tmp_path: Path, mo
     assert stopped is not None
     assert not server.is_healthy(f"{stopped.ui_url}/api")
     assert (tmp_path / "prefect" / "prefect.db").exists()
+
+
+@pytest.mark.slow
+def test_two_homes_that_start_at_once_get_a_server_each(tmp_path: Path) -> None:
+    places = [Workplace(tmp_path / name) for name in ("one", "other")]
+    for place in places:
+        place.folder.mkdir()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            started = list(pool.map(lambda place: place.call("ui", "--no-open"), places))
+        assert [done.returncode for done in started] == [0, 0], started
+        addresses = {re.findall(r"Prefect UI: (\S+)", done.stdout)[0] for done in started}
+        assert len(addresses) == 2
+    finally:
+        stopped = [place.call("ui", "--stop").stdout for place in places]
+    assert all("stopped the server at" in said for said in stopped)
 
 
 @pytest.mark.slow
