@@ -223,7 +223,7 @@ def test_the_command_with_dask_workers_reads_and_writes_s3_and_refuses_a_wrong_s
     proved = call("check-splits", uri)
     assert proved.returncode == 0, proved.stdout
     assert "none is in more than one split" in proved.stdout
-    assert "answers" in call("doctor", "--store", config["store"]).stdout  # type: ignore[arg-type]
+    assert "conditional writes are kept" in call("doctor", "--store", config["store"]).stdout  # type: ignore[arg-type]
     assert refused.returncode == 1
     assert "AWS_SECRET_ACCESS_KEY" in refused.stderr
     assert "Traceback" not in refused.stderr
