@@ -13,13 +13,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.benchmark import choose_class, load_benchmark
 from flows.config import RunConfig, load_config, read_yaml
 from flows.curate import curate
+from flows.evaluate import measure_model
 from flows.miniatures import NOTICE, shrink
 from flows.score import score
 from storage import filesystems
 from storage.datasets.miniatures.papers import write_miniature
 from tasks.benchmark import BenchmarkPlan, keep_test
 from tasks.derive import derive_model, find_base
-from tasks.evaluate import evaluate_store
 from tasks.heartbeats import no_heartbeats
 from tasks.progress import show_progress
 from tasks.references import ManifestReference, ModelReference
@@ -27,7 +27,6 @@ from tasks.report import write_report
 from tasks.reproduce import PaperError, PaperPlan, View, check_data, find_detector, find_views
 from tasks.reproduce_cells import Cell, Experiment, explain, measure_view
 from tasks.reproduce_table import ReproductionReference, write_reproduction
-from tasks.score import conclude_scoring
 from tasks.search_trials import count_slots, search_execution
 from tasks.server import home
 from tasks.train import train_detector
@@ -255,17 +254,7 @@ def _measure(config: RunConfig, tested: ManifestReference, model: ModelReference
     if isinstance(stores, str):
         return Cell(**{**cell, "model": model, "failed": stores})
     (store,) = stores
-    evaluation = _attempt(
-        lambda: evaluate_store(
-            store,
-            tested,
-            model,
-            conclude_scoring(store, failed_share_max=config.failed_share_max),
-            evaluation=config.evaluation,
-            execution=config.execution,
-            root=config.store,
-        )
-    )
+    evaluation = _attempt(lambda: measure_model(config, store, tested, model))
     if isinstance(evaluation, str):
         return Cell(**{**cell, "model": model, "store": store, "failed": evaluation})
     options: dict[str, Any] = {"bootstrap": config.evaluation.bootstrap, "execution": config.execution, "root": config.store}

@@ -9,14 +9,13 @@ from prefect.runtime import flow_run
 from flows.config import ConfigError, RunConfig, load_config, read_yaml
 from flows.curate import curate
 from flows.drift import drift
-from flows.evaluate import evaluate
+from flows.evaluate import evaluate, measure_model
 from flows.score import score
 from flows.score_archive import score_archive
 from flows.train import train
 from storage import filesystems
 from storage.champions import Champion, Found, check_bundle, find_champion, promote, was_rolled_back
 from storage.leases import hold_lease
-from tasks.evaluate import evaluate_store
 from tasks.heartbeats import no_heartbeats
 from tasks.references import ManifestReference, ModelReference
 from tasks.retrain import (
@@ -37,7 +36,6 @@ from tasks.retrain import (
 )
 from tasks.retrain_decision import Judged, Verdict, ask, compare, decide, first_metric
 from tasks.retrain_story import RetrainSummary, name_run, show_comparison, tell_drift, tell_end, tell_promoted
-from tasks.score import conclude_scoring
 
 
 @flow(name="retrain", flow_run_name="retrain {config.name}")
@@ -123,16 +121,7 @@ def _judge(config: RunConfig, plan: RetrainPlan, manifest: ManifestReference, ch
     stores = score(config, held_out, models)
     report = evaluate(config, held_out, models, stores)
     evaluations = [  # from the cache: the report's
-        evaluate_store(
-            store,
-            held_out,
-            model,
-            conclude_scoring(store, failed_share_max=config.failed_share_max),
-            evaluation=config.evaluation,
-            execution=config.execution,
-            root=config.store,
-        )
-        for store, model in zip(stores, models, strict=True)
+        measure_model(config, store, held_out, model) for store, model in zip(stores, models, strict=True)
     ]
     metric = plan.promotion.metric if before is not None else first_metric(plan.promotion)
     other = evaluations[1] if len(models) == 2 else None

@@ -11,17 +11,16 @@ from typing_extensions import TypedDict
 
 from flows.config import ConfigError, RunConfig, load_config, read_yaml
 from flows.curate import curate
+from flows.evaluate import measure_model
 from flows.score import score
 from flows.train import train
 from methods.training.space import SpaceError, configure
 from methods.training.suggestions import Suggestions, suggest
 from storage import filesystems
 from tasks.benchmark import keep_test
-from tasks.evaluate import evaluate_store
 from tasks.heartbeats import no_heartbeats
 from tasks.progress import Bar, show_progress
 from tasks.references import ManifestReference, ModelReference
-from tasks.score import conclude_scoring
 from tasks.search import (
     Folds,
     SearchPlan,
@@ -58,15 +57,7 @@ def search(config: RunConfig, plan: SearchPlan) -> SearchReference:
         numbers, models = list(selected["models"]), list(selected["models"].values())
         stores = dict(zip(numbers, score(config, tested, models), strict=True))
         evaluations = {
-            str(number): evaluate_store(
-                stores[str(number)],
-                tested,
-                selected["models"][str(number)],
-                conclude_scoring(stores[str(number)], failed_share_max=config.failed_share_max),
-                evaluation=config.evaluation,
-                execution=config.execution,
-                root=config.store,
-            )
+            str(number): measure_model(config, stores[str(number)], tested, selected["models"][str(number)])
             for number in selected["chosen"]
         }
         reference: SearchReference = write_search(
