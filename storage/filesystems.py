@@ -115,9 +115,26 @@ def list_sizes(uri: str) -> dict[str, int]:
             return {entry["path"][len(path) + 1 :]: entry["size"] for entry in entries}
     fs, path = _open_store(uri)
     if "file" in _protocols(fs):
-        return dict(_sizes_below(path, ""))
+        return {name: entry.stat().st_size for name, entry in walk(path) if not name.endswith(".partial")}
     found = fs.find(path, detail=True).items()
     return {str(name)[len(path) :].strip("/"): int(entry["size"]) for name, entry in found if not str(name).endswith(".partial")}
+
+
+def walk(folder: str, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All files below a local folder, in no order, each with its path in the folder; nothing where there is no folder.
+
+    Links to folders are not followed: they count as files.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk(entry.path, f"{below}{entry.name}/")
+        else:
+            yield below + entry.name, entry
 
 
 @_explained
@@ -426,20 +443,6 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def _sizes_below(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Path in the folder and bytes of all files below a local folder."""
-    try:
-        with os.scandir(folder) as found:
-            entries = list(found)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _sizes_below(entry.path, f"{prefix}{entry.name}/")
-        elif not entry.name.endswith(".partial"):
-            yield prefix + entry.name, entry.stat().st_size
 
 
 def _open_store(uri: str) -> tuple[Any, str]:

@@ -1,6 +1,5 @@
 """What lies below a place, half-written files too, and how it is taken away. Local folders and buckets."""
 
-import os
 import shutil
 import time
 import uuid
@@ -34,7 +33,7 @@ def list_everything(uri: str) -> list[StoredFile]:
             bucket, path = object_stores.open_object(uri.rstrip("/"))
             entries = [entry for batch in bucket.reader.list(path) for entry in batch]
             return [StoredFile(entry["path"][len(path) + 1 :], entry["size"], entry["last_modified"].timestamp()) for entry in entries]
-    return list(_list_below(str(_local(uri)), ""))
+    return list(_list_below(str(_local(uri))))
 
 
 def remove(uri: str) -> None:
@@ -96,21 +95,13 @@ def probe(uri: str) -> Probe:
     return Probe(time.monotonic() - started, kept)
 
 
-def _list_below(folder: str, prefix: str) -> Iterator[StoredFile]:
-    try:
-        with os.scandir(folder) as found:
-            entries = list(found)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _list_below(entry.path, f"{prefix}{entry.name}/")
-            continue
+def _list_below(folder: str) -> Iterator[StoredFile]:
+    for path, entry in filesystems.walk(folder):
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:  # renamed meanwhile
             continue
-        yield StoredFile(prefix + entry.name, status.st_size, status.st_mtime)
+        yield StoredFile(path, status.st_size, status.st_mtime)
 
 
 def _local(uri: str) -> Path:
