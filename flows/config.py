@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig

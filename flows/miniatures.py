@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from flows.config import RunConfig
-from methods.curation.splits import CountConfig, SplitConfig
+from methods.curation.split_config import CountConfig, SplitConfig
 from methods.detectors.dpa import DeepPerceptualAutoencoderConfig, GrowingConfig
 from methods.detectors.networks.backbones import BUNDLED, BackboneConfig
 from methods.detectors.registry import DetectorConfig

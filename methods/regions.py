@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from methods.curation.components import find_root
+from methods.curation.forests import find_root
 from methods.curation.hashing import compiled
 
 _CLEAN_FROM = 1 << 16  # corners of components that go on, from which on they are looked through for finished ones

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from storage import filesystems
 from storage.datasets.source import SourceError
 from storage.manifest import read_manifest, read_parts, write_named, write_rows
 from storage.slides import is_slide
+from tasks.assets import tell_made
 from tasks.caching import cached_task
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.duplicates import find_duplicates
@@ -105,6 +106,8 @@ def assemble_manifest(
     development = (rows["excluded"].isna() & rows["split"].isin(["train", "validation"])).to_numpy(bool)
     written = write_named(filesystems.join(store, "manifests"), rows, manifest=slice(None), development=development)
     (uri, digest), (development_uri, development_digest) = written["manifest"], written["development"]
+    tell_made(uri, name=f"manifest {digest[:12]}", of=[previous_manifest] if previous_manifest is not None else [], rows=len(rows))
+    tell_made(development_uri, name=f"development manifest {development_digest[:12]}", of=[uri], rows=int(development.sum()))
     return ManifestReference(uri=uri, digest=digest, rows=len(rows), development_uri=development_uri, development_digest=development_digest)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 
 from methods.curation.duplicates import join_groups
-from methods.curation.splits import LEAK_KEYS, SplitConfig, check_splits, extend_split, split_groups
+from methods.curation.leaks import LEAK_KEYS, check_splits
+from methods.curation.split_config import SplitConfig
+from methods.curation.splits import extend_split, split_groups
 from storage import filesystems
 from storage.datasets.source import SourceError
 from tasks.curation import DuplicateConfig

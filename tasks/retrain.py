@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from typing_extensions import TypedDict
 
-from methods.curation.splits import check_splits
+from methods.curation.leaks import check_splits
 from methods.evaluation.drift import DriftConfig
 from storage import filesystems
 from storage.archives import open_archive
@@ -18,6 +18,7 @@ from storage.datasets.registry import AnySource
 from storage.manifest import ManifestError, read_manifest, write_named
 from storage.models import read_card
 from tasks.archive_scoring import ArchiveScoringConfig
+from tasks.assets import tell_made
 from tasks.caching import digest_of
 from tasks.references import ManifestReference, ModelReference, RowsReference
 from tasks.survey import survey
@@ -180,6 +181,7 @@ def hold_out(manifest: ManifestReference, *, store: str) -> ManifestReference:
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
     kept = (rows["excluded"].isna() & rows["label"].notna() & rows["split"].isin(["validation", "test"])).to_numpy(bool)
     uri, digest = write_named(filesystems.join(store, "manifests"), rows, **{"held-out": kept})["held-out"]
+    tell_made(uri, name=f"held-out manifest {digest[:12]}", of=[manifest["uri"]], rows=int(kept.sum()))
     return ManifestReference(**{**manifest, "uri": uri, "digest": digest, "rows": int(kept.sum())})
 
 
@@ -198,6 +200,7 @@ def gather_archive(archive_uri: str, manifest: ManifestReference, *, store: str)
     uri, digest = write_named(filesystems.join(store, "manifests"), pd.concat([rows, *lost], ignore_index=True), archive=slice(None))[
         "archive"
     ]
+    tell_made(uri, name=f"manifest of the archive {digest[:12]}", of=[manifest["uri"]])
     return RowsReference(uri=uri, digest=digest)
 
 

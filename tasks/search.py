@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
-from methods.curation.splits import fold_groups
+from methods.curation.folds import fold_groups
 from methods.detectors.interface import LearnsByGradient, LearnsByMemory
 from methods.detectors.registry import NAMES, DetectorConfig, build_detector
 from methods.evaluation.few_anomalies import Draw, TooFewAnomaliesError, choose, draw_of, draw_types, place

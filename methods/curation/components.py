@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from methods.curation.forests import find_root
 from methods.curation.hashing import compiled
 
 
@@ -55,12 +56,3 @@ def remove_small_parts(mask: np.ndarray, most_px: int) -> np.ndarray:
             if size[find_root(parent, run)] > most_px:
                 kept[y, first[run] : last[run]] = True
     return kept
-
-
-@compiled
-def find_root(parent: np.ndarray, node: int) -> int:
-    """The root of a node in a forest (n,) int64 of parents; the way there is halved for the next time."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node

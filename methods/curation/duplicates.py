@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
-from methods.curation.hamming import number_trees, unite_all
+from methods.curation.forests import number_trees, unite_all
 from methods.curation.hashing import turned
 
 _SSIM_RANGE = 5.0  # dynamic range of a standardised picture: 255 grey levels are about 5 standard deviations of a photograph

@@ -31,7 +31,7 @@ from skimage import data
 
 from methods.curation.hashing import hash_to_text, perceptual_hash
 from methods.curation.quality import measure_quality
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from storage import filesystems
 from storage.datasets.folder import FolderSource
 from storage.manifest import COLUMNS, read_manifest, sample_id

@@ -18,7 +18,7 @@ from skimage import data
 from flows.config import RunConfig
 from flows.curate import curate
 from flows.run import run
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems

@@ -9,7 +9,7 @@ import torch
 
 from flows.config import RunConfig, load_config
 from flows.miniatures import NOTICE, SMALL, shrink, shrink_detector
-from methods.curation.splits import CountConfig, SplitConfig
+from methods.curation.split_config import CountConfig, SplitConfig
 from methods.detectors.deep_svdd import DeepSVDDConfig
 from methods.detectors.dpa import DeepPerceptualAutoencoderConfig, GrowingConfig
 from methods.detectors.interface import LearnsFromLabels

@@ -10,7 +10,7 @@ import pytest
 from flows.config import load_config
 from flows.curate import curate
 from flows.miniatures import shrink
-from methods.curation.splits import check_splits
+from methods.curation.leaks import check_splits
 from storage.datasets.miniatures.papers import write_miniature
 from storage.manifest import read_manifest
 

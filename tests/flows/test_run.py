@@ -11,7 +11,7 @@ from PIL import Image
 
 from flows.config import RunConfig
 from flows.run import run
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.evaluation.bootstrap import BootstrapConfig

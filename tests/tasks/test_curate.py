@@ -15,7 +15,7 @@ from pyarrow import parquet
 from skimage import data
 
 from methods.curation.skin import SkinConfig
-from methods.curation.splits import SplitConfig
+from methods.curation.split_config import SplitConfig
 from methods.painting import FINDINGS
 from storage import filesystems
 from storage.datasets.chestxray14 import ChestXray14Source

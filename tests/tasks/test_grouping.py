@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from methods.curation.splits import SplitConfig, SplitError
+from methods.curation.split_config import SplitConfig, SplitError
 from storage.datasets.source import SourceError
 from storage.manifest import COLUMNS, TEXT_COLUMNS, validate_manifest
 from tasks.curation import DuplicateConfig

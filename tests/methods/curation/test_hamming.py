@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 
-from methods.curation import hamming
+from methods.curation import hamming, hamming_tables
 from methods.curation.hamming import HammingIndex, group_near, near_pairs
 from methods.curation.hashing import dihedral_hashes, turned
 
@@ -78,8 +78,8 @@ def test_pairs_and_groups_are_those_of_a_comparison_of_all_with_all(seed: int, n
 def test_every_division_into_parts_finds_all(seed: int, log2_n: int, radius: int, bias: float) -> None:
     hashes = planted(np.random.default_rng(seed), 60, bias=bias)
     with pytest.MonkeyPatch.context() as patch:
-        plan = hamming._plan_for(min(log2_n, 17), radius)  # 17: the tables of larger numbers take long to clear
-        patch.setattr(hamming, "_plan", lambda n, r: plan)
+        plan = hamming_tables._plan_for(min(log2_n, 17), radius)  # 17: the tables of larger numbers take long to clear
+        patch.setattr(hamming_tables, "_plan", lambda n, r: plan)
         np.testing.assert_array_equal(near_pairs(hashes, radius=radius), brute_force_pairs(hashes, radius).reshape(-1, 2))
         np.testing.assert_array_equal(group_near(hashes, radius=radius), brute_force_groups(hashes, radius))
 
@@ -87,7 +87,7 @@ def test_every_division_into_parts_finds_all(seed: int, log2_n: int, radius: int
 @pytest.mark.parametrize("radius", [0, 1, 5, 8, 13, 64])
 @pytest.mark.parametrize("log2_n", [0, 10, 20])
 def test_the_parts_are_apart_and_no_near_pair_can_differ_too_much_in_all(log2_n: int, radius: int) -> None:
-    parts = hamming._plan_for(log2_n, radius)
+    parts = hamming_tables._plan_for(log2_n, radius)
     assert sum(part.radius + 1 for part in parts) > radius
     ends = [(part.shift, part.shift + part.width) for part in parts]
     assert all(end <= start for (_, end), (start, _) in pairwise(ends))
@@ -107,9 +107,9 @@ def test_crowds_of_different_near_hashes_are_grouped_exactly(threads: int) -> No
 def test_crowded_buckets_of_hashes_that_are_not_near_are_grouped_exactly() -> None:
     rng = np.random.default_rng(6)
     hashes = rng.integers(0, 2**20, 1500).astype(np.uint64) << np.uint64(44)
-    plan = (hamming._Part(0, 3, 1), hamming._Part(3, 2, 0))
+    plan = (hamming_tables.Part(0, 3, 1), hamming_tables.Part(3, 2, 0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hamming, "_plan", lambda n, radius: plan)
+        patch.setattr(hamming_tables, "_plan", lambda n, radius: plan)
         np.testing.assert_array_equal(group_near(hashes, radius=2), brute_force_groups(hashes, 2))
         np.testing.assert_array_equal(near_pairs(hashes, radius=2), brute_force_pairs(hashes, 2))
 
