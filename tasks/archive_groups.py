@@ -20,6 +20,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from storage.leases import Lease
 from tasks.archive_scoring import Slot, Work, count_rows, first_failures
+from tasks.assets import tell_made
 from tasks.caching import can_pass, steps
 from tasks.execution import ExecutionConfig
 from tasks.metrics import Reading
@@ -179,7 +180,10 @@ def conclude(scoring: Scoring) -> ArchiveSummary:
     for slot in work.slots:
         if pending := slot.store.pending_shards():
             raise RuntimeError(f"{len(pending)} shards of {slot.store.uri} are gone since they were written; give the same command again")
-        slots.append(SlotSummary(slot=slot.title, uri=slot.store.uri, **count_rows(slot)))  # type: ignore[typeddict-item]
+        counts = count_rows(slot)
+        made_of = [work.archive.manifests[-1]["uri"], slot.model["uri"]]
+        tell_made(slot.store.uri, name=f"{slot.title} of {work.archive.uri}", of=made_of, **counts)
+        slots.append(SlotSummary(slot=slot.title, uri=slot.store.uri, **counts))  # type: ignore[typeddict-item]
     summary = ArchiveSummary(archive=work.archive.uri, slots=slots, rows=scoring.bar.done, seconds=time.monotonic() - scoring.started)
     name = artifact_key(work.archive.uri)
     resource = {"prefect.resource.id": f"normascope.archive.{name}", "prefect.resource.name": work.archive.uri}

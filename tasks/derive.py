@@ -7,6 +7,7 @@ from methods.detectors.registry import DetectorConfig, build_detector, trains_al
 from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems
 from storage.models import Bundle, read_bundle, write_bundle
+from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import keep_freed_memory
@@ -75,4 +76,6 @@ def derive_model(
     name = f"{detector.kind}-{digest_of(base['digest'], detector, calibration, bootstrap, code_fingerprint(__name__))[:16]}"
     uri = filesystems.join(store, "models", name)
     derived = Bundle(tensors=bundle.tensors, config=detector.model_dump(mode="json"), card=card, pictures=bundle.pictures)
-    return ModelReference(uri=uri, digest=write_bundle(uri, derived), kind=detector.kind)
+    digest = write_bundle(uri, derived)
+    tell_made(uri, name=f"model {detector.kind} {digest[:12]}", of=[base["uri"], manifest_uri], digest=digest)
+    return ModelReference(uri=uri, digest=digest, kind=detector.kind)

@@ -32,6 +32,7 @@ from storage.reports.page import (
     render_html,
 )
 from storage.scores import FAILED, ScoreStore, open_store
+from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint
 from tasks.evaluate import read_resampled
 from tasks.labels import label_detectors
@@ -108,6 +109,7 @@ def write_report(
     uris = {file: filesystems.join(folder, file) for file in contents}
     for file, text in contents.items():
         filesystems.write_bytes(uris[file], text.encode())
+    tell_made(uris["report.html"], name=f"report of {name}", of=[reference["uri"] for reference in (*stores, *models)])
     return ReportReference(html_uri=uris["report.html"], json_uri=uris["metrics.json"], csv_uri=uris["metrics.csv"])
 
 

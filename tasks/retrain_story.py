@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 from storage import filesystems
 from storage.champions import Champion
 from tasks.archive_groups import artifact_key
+from tasks.assets import tell_made
 from tasks.references import ModelReference
 from tasks.retrain import ArchivePlan, Listing, describe_listing
 from tasks.retrain_decision import Comparison, as_markdown
@@ -46,9 +47,11 @@ def show_comparison(comparison: Comparison, *, name: str) -> None:
 
 
 def tell_promoted(store: str, champion: Champion) -> None:
-    """An event, for automations."""
+    """An event, for automations, and the lineage of what is in use."""
     payload = {"uri": champion.uri, "digest": champion.digest, "kind": champion.kind, "by": champion.by}
     _emit("normascope.champion.promoted", store, {**payload, "reason": champion.evidence["reason"]})
+    made_of = [champion.uri, champion.evidence["report"]]
+    tell_made(filesystems.join(store, "champion.json"), name="champion", of=made_of, digest=champion.digest, by=champion.by)
 
 
 def tell_drift(store: str, archive: ArchivePlan, found: Any) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage import filesystems
 from storage.scores import FAILED, SCORED, ScoreStore, create_store, list_stores, open_store
 from tasks.arithmetic import Arithmetic
+from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.curate import check_failures
 from tasks.execution import ExecutionConfig, executor_for
@@ -93,6 +94,7 @@ def score_shards(
         }
         bar.advance(done["rows"])
     logger.info("shards %d-%d: %s scored, %s copied, %s failed", first, last, outcome["scored"], outcome["copied"], outcome["failed"])
+    tell_made(store["uri"], name=f"scores of {model['kind']} {model['digest'][:12]}", of=[manifest["uri"], model["uri"]], **outcome)
     return outcome
 
 

@@ -15,6 +15,7 @@ from methods.training.outcome import FitReport
 from methods.training.ranks import Rank
 from storage import filesystems
 from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
+from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import ExecutionConfig, executor_for, keep_freed_memory, take_gpu
@@ -64,6 +65,7 @@ def train_detector(
     work = (fit_bundle, job, calibration, bootstrap, uri)
     trained = fit_bundle(*work[1:]) if execution is None else executor_for(execution).run(*work)
     show_training(detector.kind, trained.report, trained.pictures)
+    tell_made(uri, name=f"model {detector.kind} {trained.digest[:12]}", of=[manifest_uri], digest=trained.digest, seed=training.seed)
     return ModelReference(uri=uri, digest=trained.digest, kind=detector.kind)
 
 
