@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.frame import errors
+
 _PROBLEMS_SHOWN = 50
 
 app = typer.Typer(no_args_is_help=True, help="Prove that scores are whole; export them as a table.")
@@ -18,9 +20,7 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="compare files with records, without decoding values or reading rows")] = False,
 ) -> None:
     """Prove that every sample is scored once or failed with a reason, and that no byte has changed; else say where and exit with 1."""
-    from flows.cli import _errors
-
-    with _errors():
+    with errors():
         from tasks.score_tools import verify_archive
 
         found = verify_archive(archive, slots=tuple(slot or ()), quick=quick)
@@ -42,9 +42,7 @@ def export(
     slot: Slots = None,
 ) -> None:
     """Write sample, subject, slide, label, status, reason, image score and p-values of every row as one table."""
-    from flows.cli import _errors
-
-    with _errors():
+    with errors():
         from tasks.score_tools import export_archive
 
         for line in export_archive(archive, table, slots=tuple(slot or ())):

@@ -1,0 +1,99 @@
+"""What stands round every command: its server, its errors, Ctrl-C, and what it says at the end. Heavy imports happen inside functions."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasks import server
+
+EXECUTION = "`local` (a Dask cluster on this machine), `process`, or tcp://host:port of a Dask scheduler"
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="the run's configuration; README.md shows one of a dozen lines")]
+Port = Annotated[int | None, typer.Option(help="port of the Prefect server to start; 4200 or the next free one when not given")]
+
+
+@contextmanager
+def command(port: int | None) -> Iterator[str]:
+    """A server to record on, a tag that this command's runs carry, Ctrl-C that stops at once, and the count of steps at the end."""
+    with errors():
+        server.configure_prefect()
+        started = time.monotonic()
+        address = server.ensure_server(port=port)
+        typer.echo(f"Prefect UI: {address}", err=True)
+        tag = f"command-{uuid.uuid4().hex[:8]}"
+        _stop_at_once(tag)
+        from prefect import tags
+
+        _show_warnings()
+        with tags(tag):
+            yield address
+        from tasks.caching import steps
+
+        typer.echo(f"{steps.summarise()} ({time.monotonic() - started:.1f} s)", err=True)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Errors that a person can mend become one message and exit code 1; all others keep their traceback."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+            if error.errno == 28:
+                text += ". The disk is full: nothing half-written is left; make room and run the same command again"
+        typer.secho(f"{type(error).__name__}: {text}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def announce(report: Any, ui_url: str, *, painted: bool) -> None:
+    """Where the report is, and the UI."""
+    from storage import filesystems
+
+    typer.echo(
+        f"report:     {filesystems.local_path(report['html_uri']) or report['html_uri']}" + (" (painted anomalies)" if painted else "")
+    )
+    typer.echo(f"Prefect UI: {ui_url}")
+
+
+def _show_warnings() -> None:
+    """What a run has to say of the data goes to the terminal as well as to the UI."""
+    from tasks.logs import ROOMS, write_json_lines
+    from tasks.settings import load_settings
+
+    if load_settings().log_format == "json":
+        write_json_lines()
+        return
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    for room in ROOMS:
+        logging.getLogger(room).addHandler(handler)
+
+
+def _stop_at_once(tag: str) -> None:
+    """On Ctrl-C: say so in the UI, end the workers, leave. Every file is written whole or not at all, so nothing else is to be done."""
+
+    def handler(number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for the server
+        sys.stderr.write("\nstopping; the same command goes on from here\n")
+        from tasks.cancel import cancel_runs, kill_children
+
+        kill_children()
+        cancel_runs(tag)
+        os._exit(128 + number)
+
+    handle: Callable[[int, Any], None] = handler
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
