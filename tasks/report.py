@@ -14,8 +14,7 @@ from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.models import Bundle, read_bundle
-from storage.reports.figures import LearningCurve
-from storage.reports.page import (
+from storage.reports.contents import (
     ConstantRow,
     CountRow,
     DetectorResult,
@@ -26,11 +25,10 @@ from storage.reports.page import (
     Report,
     SubgroupRow,
     Threshold,
-    head_notice,
-    metrics_as_csv,
-    metrics_as_json,
-    render_html,
 )
+from storage.reports.figures import LearningCurve
+from storage.reports.numbers import metrics_as_csv, metrics_as_json
+from storage.reports.page import head_notice, render_html
 from storage.scores import FAILED, ScoreStore, open_store
 from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint

@@ -12,7 +12,7 @@ from PIL import Image
 
 from methods.detectors.interface import Reconstructs
 from storage import filesystems
-from storage.reports.page import Extremes, ExtremeSample, GallerySample, SlideOverview
+from storage.reports.contents import Extremes, ExtremeSample, GallerySample, SlideOverview
 from storage.scores import SCORED, ScoreStore
 from storage.slides import open_slide
 from tasks.models import load_detector

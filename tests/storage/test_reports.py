@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from storage.reports import curves, figures
-from storage.reports.figures import LearningCurve, draw_samples
-from storage.reports.page import (
+from storage.reports.contents import (
     ConstantRow,
     CountRow,
     DetectorResult,
@@ -27,10 +26,10 @@ from storage.reports.page import (
     SlideOverview,
     SubgroupRow,
     Threshold,
-    metrics_as_csv,
-    metrics_as_json,
-    render_html,
 )
+from storage.reports.figures import LearningCurve, draw_samples
+from storage.reports.numbers import metrics_as_csv, metrics_as_json
+from storage.reports.page import render_html
 
 HOSTILE = '</script><script>alert("x")</script>'
 

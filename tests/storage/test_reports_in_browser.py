@@ -9,7 +9,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from storage.reports.page import DetectorResult, GallerySample, MetricRow, Report, SlideOverview, Threshold, render_html
+from storage.reports.contents import DetectorResult, GallerySample, MetricRow, Report, SlideOverview, Threshold
+from storage.reports.page import render_html
 from tests.browsers import BROWSER_TEST, open_browser
 
 pytestmark = BROWSER_TEST
