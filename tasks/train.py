@@ -19,6 +19,7 @@ from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import ExecutionConfig, executor_for, keep_freed_memory, take_gpu
+from tasks.gpu_slots import hold_gpu_slot
 from tasks.progress import show_progress
 from tasks.references import ModelReference
 from tasks.server import home
@@ -63,7 +64,8 @@ def train_detector(
     )
     uri = filesystems.join(store, "models", name)
     work = (fit_bundle, job, calibration, bootstrap, uri)
-    trained = fit_bundle(*work[1:]) if execution is None else executor_for(execution).run(*work)
+    with hold_gpu_slot(execution):
+        trained = fit_bundle(*work[1:]) if execution is None else executor_for(execution).run(*work)
     show_training(detector.kind, trained.report, trained.pictures)
     tell_made(uri, name=f"model {detector.kind} {trained.digest[:12]}", of=[manifest_uri], digest=trained.digest, seed=training.seed)
     return ModelReference(uri=uri, digest=trained.digest, kind=detector.kind)
