@@ -17,6 +17,7 @@ from storage import filesystems
 from storage.champions import Champion, Found, check_bundle, find_champion, promote, was_rolled_back
 from storage.leases import hold_lease
 from tasks.heartbeats import no_heartbeats
+from tasks.logs import log_as_set
 from tasks.references import ManifestReference, ModelReference
 from tasks.retrain import (
     ArchivePlan,
@@ -50,6 +51,7 @@ def retrain(config: RunConfig, plan: RetrainPlan) -> RetrainSummary:
 @flow(name="scheduled retrain", flow_run_name="retrain {config}")
 def retrain_scheduled(config: str) -> RetrainSummary:
     """What a schedule starts: `retrain` with the YAML file at a path, as it is then."""
+    log_as_set()
     return _retrain(*load_retrain(Path(config)))
 
 

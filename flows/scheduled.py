@@ -13,6 +13,7 @@ from tasks.drift import describe_drift
 from tasks.drift_sides import parse_rows
 from tasks.execution import parse_execution
 from tasks.heartbeats import no_heartbeats
+from tasks.logs import log_as_set
 
 DRIFT_SEEN = "normascope.drift.seen"
 
@@ -33,6 +34,7 @@ def score_archive_scheduled(archive: str, manifest: str, models: list[str], *, e
     Raises:
         ValueError: no such manifest, model or execution.
     """
+    log_as_set()
     place, rows, named = filesystems.absolute(archive), reference_rows(filesystems.absolute(manifest)), name_models(models)
     if finished := find_finished(place, rows["digest"], named):
         return [f"{slot.title}: all {slot.store.rows} samples are done, nothing to do: {slot.store.uri}" for slot in finished]
@@ -56,6 +58,7 @@ def drift_scheduled(archive: str, reference: str, *, slot: str | None = None, ro
     Returns:
         The lines that `normascope drift` prints.
     """
+    log_as_set()
     place = filesystems.absolute(archive)
     with no_heartbeats():
         found = drift(place, filesystems.absolute(reference), slot=slot, rows=parse_rows(rows))

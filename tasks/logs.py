@@ -47,6 +47,12 @@ def write_json_lines() -> None:
             logger.setLevel(logging.INFO)
 
 
+def log_as_set() -> None:
+    """JSON lines where the settings ask for them; for flows that a worker begins, as a command does it for its own."""
+    if load_settings().log_format == "json":
+        write_json_lines()
+
+
 def current_ids() -> dict[str, Any]:
     """Ids of the flow run and the task run here, or those that were carried here with the shard."""
     if (carried := _carried.get()) is not None:

@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prefect import flow, task
 from prefect.runtime import flow_run, task_run
 
+from flows.retrain import retrain_scheduled
+from flows.scheduled import drift_scheduled, score_archive_scheduled
 from tasks.execution import ExecutionConfig, ProcessExecutor
 from tasks.logs import ROOMS, current_ids, write_json_lines
 
@@ -67,3 +69,32 @@ def test_lines_of_a_run_hold_its_id_and_its_tasks() -> None:
     of_flow, carried, flow_id, task_id = around()
     assert of_flow == {"flow_run": flow_id}
     assert carried == {"flow_run": flow_id, "task_run": task_id, "shard": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("begin", "first_step"),
+    [
+        (lambda: score_archive_scheduled("archive", "manifest.parquet", []), "flows.scheduled.reference_rows"),
+        (lambda: drift_scheduled("archive", "scores"), "flows.scheduled.drift"),
+        (lambda: retrain_scheduled("weekly.yaml"), "flows.retrain.load_retrain"),
+    ],
+)
+def test_flows_that_a_worker_begins_log_as_the_setting_says(
+    begin: Callable[[], object], first_step: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+
+    def work(*_: object, **__: object) -> None:
+        runs.append(flow_run.get_id())
+        logging.getLogger("tasks.here").info("beginning")
+        list(ProcessExecutor(ExecutionConfig(kind="process")).map(say, [{"shard": 5}]))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(first_step, work)
+    with pytest.raises(ValueError, match="far enough"):
+        begin()
+    first, second = (line for line in lines_of(capsys) if line["logger"] == "tasks.here")
+    assert (first["message"], first["flow_run"]) == ("beginning", runs[0])
+    assert (second["message"], second["flow_run"], second["shard"]) == ("reading 5", runs[0], 5)
