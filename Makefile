@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := uv==0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-slow-rest check bench lock clean
+.PHONY: demo test test-slow test-faults test-slow-rest check audit bench lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/normascope demo
@@ -31,6 +31,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(INSTALLED)
+	.ci/audit requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normascope needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
