@@ -11,12 +11,14 @@ from storage.reports import curves
 from storage.reports.contents import DetectorResult, Report
 
 _COLUMNS = ("section", "detector", "level", "name", "group", "value", "low", "high", "sd", "method", "note")
+_SCORES_MAX = 10_000  # of a class and a detector in the page, which must open when a million were tested
 
 
 def metrics_as_json(report: Report) -> str:
     """All numbers of the report: keys sorted, metrics and thresholds exact, scores and curves to six significant digits.
 
-    Curves are thinned to the points without which they would move by more than 0.0005.
+    Curves are thinned to the points without which they would move by more than 0.0005, more than 10,000 scores of a class to as many
+    order statistics at even steps of rank; `scored` counts them all.
     """
     numbers = {
         "title": report.title,
@@ -107,13 +109,21 @@ def _describe_detector(detector: DetectorResult) -> dict[str, Any]:
             {"label": one.label, "end": one.end, "samples": [{"sample_id": each.sample_id, "score": each.score} for each in one.samples]}
             for one in detector.extremes
         ],
-        "scores": {"normal": _round(detector.scores_normal), "abnormal": _round(detector.scores_abnormal)},
+        "scores": {"normal": _round(_thin(detector.scores_normal)), "abnormal": _round(_thin(detector.scores_abnormal))},
+        "scored": {"normal": len(detector.scores_normal), "abnormal": len(detector.scores_abnormal)},
         "colour_range": [float(end) for end in detector.colour_range],
         "operating": detector.operating,
         "subgroups": [vars(row) | {"metrics": [vars(metric) for metric in row.metrics]} for row in detector.subgroups],
         "reliability": [dict(zip(("samples", "mean_probability", "abnormal"), row, strict=True)) for row in detector.reliability],
         "unscored": detector.unscored,
     }
+
+
+def _thin(scores: np.ndarray) -> np.ndarray:
+    """The scores, or of a great many the order statistics at even steps of rank, lowest and highest among them."""
+    if len(scores) <= _SCORES_MAX:
+        return scores
+    return np.sort(scores)[np.linspace(0, len(scores) - 1, _SCORES_MAX).round().astype(int)]
 
 
 def _round(values: np.ndarray) -> list[float]:

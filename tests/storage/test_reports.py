@@ -126,6 +126,21 @@ def decode_picture(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
 
 
+def test_a_million_scores_are_thinned_to_even_ranks_and_counted_whole() -> None:
+    rng = np.random.default_rng(0)
+    many = rng.gamma(2.0, size=1_000_001).astype(np.float32)
+    detector = dataclasses.replace(make_detector("memory"), scores_normal=many)
+    numbers = json.loads(metrics_as_json(dataclasses.replace(make_report(), detectors=[detector], gallery=[], slides=[], differences=[])))
+    found = numbers["detectors"][0]
+    assert found["scored"] == {"normal": 1_000_001, "abnormal": len(detector.scores_abnormal)}
+    assert found["scores"]["abnormal"] == [2.0, 3.5]
+    thinned = np.array(found["scores"]["normal"])
+    assert len(thinned) == 10_000
+    shares = np.linspace(0, 1, 10_000)
+    np.testing.assert_allclose(thinned, np.quantile(many, shares), rtol=1e-3)
+    assert thinned[[0, -1]] == pytest.approx([many.min(), many.max()], rel=1e-5)
+
+
 def test_page_asks_for_nothing_outside_itself(html):
     page = PageReader(html)
     sources = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href", "xlink:href")]
