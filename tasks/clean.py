@@ -17,13 +17,13 @@ from storage.archives import Archive, open_archive
 from storage.housekeeping import StoredFile, list_everything, remove
 from storage.scores import open_store
 from tasks import server
+from tasks.orphans import find_orphans
 
 DAY_S = 86400.0
 CHECKPOINT_DAYS = 30.0
 KEPT_VERSIONS = 2  # the newest and the one to go back to
 _STRAY_S = 3600.0  # files are written in seconds, and a training's progress is touched in each of them
 _KEY = re.compile(r"(.+-[0-9a-f]{40})(?:-(\d+))?")  # of a cached result: see tasks.caching
-_PART = re.compile(r"rows/part-[^/]+\.parquet")
 _VERSION = re.compile(r"v([1-9]\d*)")
 _PARTIAL = re.compile(r"\.(\d+|[0-9a-f]{32})\.partial$")  # by process (storage.filesystems), by number (Zarr)
 _MINIATURE = re.compile(r"(^|/)\.[^/]+\.(old|new)(/|$)")  # see storage.datasets.miniatures
@@ -86,7 +86,7 @@ class Rules:
     Attributes:
         older_than_days: cached results of any age above go; checkpoints from `CHECKPOINT_DAYS` where it is None.
         keep: finished versions of each slot that stay, the newest ones.
-        orphans: evaluations and score stores of models that are gone go too, and are not only listed.
+        orphans: evaluations, score stores and reports of models that are gone go too, and are not only listed.
         champions: digests and places of models in use, and of those before them; versions of scores that they made stay.
     """
 
@@ -189,7 +189,7 @@ def plan_parts(uri: str, files: Iterable[StoredFile], named: Iterable[str], *, n
 
 
 def plan_orphans(orphans: Mapping[str, tuple[int, str]], rules: Rules) -> list[Item]:
-    """Evaluations and score stores, by URI their bytes and what they are, of models that are gone."""
+    """Evaluations, score stores and reports, by URI their bytes and what they are, of models that are gone."""
     return [Item(uri, size, f"{what} of a model that is gone", goes=rules.orphans) for uri, (size, what) in sorted(orphans.items())]
 
 
@@ -227,7 +227,7 @@ def plan_cleaning(uri: str, rules: Rules, *, champion: str | None = None, now: f
         parts = [archive.part_uri(part)[len(uri) + 1 :] for part in range(len(archive.parts))]
         items += [*replaced, *plan_parts(uri, files, parts, now=now), *_find_cut_heatmaps(uri, files, now=now), *_find_lease(uri, files)]
     else:
-        items += plan_orphans(_find_orphans(uri, files), rules)
+        items += plan_orphans(find_orphans(uri, files), rules)
     return _without_nested(items)
 
 
@@ -333,31 +333,6 @@ def _find_lease(uri: str, files: Sequence[StoredFile]) -> Iterator[Item]:
         place = filesystems.join(uri, "lease.json")
         held = json.loads(conditional.read(place)[0])["expires_at"] > time.time()
         yield Item(place, size, "lease, held by a run" if held else "lease that has expired, which the next run takes over", goes=False)
-
-
-def _find_orphans(uri: str, files: Sequence[StoredFile]) -> dict[str, tuple[int, str]]:
-    """Score stores whose model is not where it was, and evaluations whose training no card below the store tells of."""
-    cards = [filesystems.read_json(filesystems.join(uri, path)) for path in _named(files, r"models/[^/]+/card\.json")]
-    trainings = [(card.get("training"), card.get("trained_on")) for card in cards]
-    orphans = {}
-    sizes = {file.path: file.size_bytes for file in files}
-    for path in _named(files, r"evaluations/[^/]+\.json"):
-        found = filesystems.read_json(filesystems.join(uri, path))
-        if "training" in found and (found["training"], found.get("trained_on")) not in trainings:
-            for part in (path, path.removesuffix(".json") + ".npz"):  # its resamples
-                if part in sizes:
-                    orphans[filesystems.join(uri, part)] = sizes[part], "evaluation"
-    for path in _named(files, r"scores/[^/]+/zarr\.json"):
-        place = filesystems.join(uri, path.removesuffix("/zarr.json"))
-        attributes = filesystems.read_json(filesystems.join(place, "zarr.json")).get("attributes", {})
-        if "model_uri" in attributes and not filesystems.exists(filesystems.join(attributes["model_uri"], "checksums.json")):
-            folder = path.removesuffix("zarr.json")
-            orphans[place] = sum(size for name, size in sizes.items() if name.startswith(folder)), "score store"
-    return orphans
-
-
-def _named(files: Iterable[StoredFile], pattern: str) -> list[str]:
-    return sorted(file.path for file in files if re.fullmatch(pattern, file.path))
 
 
 def _without_nested(items: Sequence[Item]) -> list[Item]:

@@ -99,7 +99,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run/--yes", help="only show what would go, or remove it")] = True,
     older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="cached results of that age go too; checkpoints: 30")] = None,
     keep: Annotated[int, typer.Option(min=1, help="finished versions of each slot that stay, the newest ones")] = 2,
-    orphans: Annotated[bool, typer.Option("--orphans", help="evaluations and scores of models that are gone go too")] = False,
+    orphans: Annotated[bool, typer.Option("--orphans", help="evaluations, scores and reports of models that are gone go too")] = False,
     champion: Annotated[str | None, typer.Option(metavar="FILE", help="a champion.json elsewhere, whose model's scores stay")] = None,
 ) -> None:
     """List what nothing refers to any more, with sizes, or remove it with --yes.

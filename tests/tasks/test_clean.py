@@ -12,6 +12,7 @@ from flows.cli import app
 from storage.archives import append_manifest, open_archive
 from storage.housekeeping import StoredFile, list_everything, remove
 from storage.leases import LeaseHeldError, hold_lease
+from storage.models import bundle_digest
 from storage.scores import create_store
 from tasks import server
 from tasks.clean import (
@@ -151,15 +152,25 @@ def keep_result(name: str, output: str) -> Path:
     return path
 
 
+def write_report_of(store: Path, name: str, digest: str) -> Path:
+    folder = store / "reports" / name
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"run": {"PatchCore": f"model {digest}. Trained on 3 samples", "python": "3.11"}}))
+    (folder / "report.html").write_text("a page")
+    return folder
+
+
 def test_the_command_shows_first_and_removes_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path / "home"))
     store = tmp_path / "store"
     bundle = store / "models" / "ae-1"
     bundle.mkdir(parents=True)
+    (bundle / "checksums.json").write_text("{}")
     (bundle / "card.json").write_text(json.dumps({"training": {"seed": 0}, "trained_on": {"samples": 3}}))
     evaluation = store / "evaluations" / "ae-2.json"
     evaluation.parent.mkdir()
     evaluation.write_text(json.dumps({"training": {"seed": 1}, "trained_on": {"samples": 3}}))
+    reports = {name: write_report_of(store, name, digest) for name, digest in (("kept", bundle_digest(str(bundle))), ("lost", "0" * 64))}
     good, lost = keep_result(KEY, str(bundle)), keep_result(f"train-{'b' * 40}", str(store / "models" / "ae-2"))
     other = keep_result(f"train-{'c' * 40}", str(tmp_path / "elsewhere" / "models" / "ae"))
     runner = CliRunner(env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"})
@@ -167,12 +178,14 @@ def test_the_command_shows_first_and_removes_when_told(tmp_path: Path, monkeypat
     assert shown.exit_code == 0, shown.output
     assert "would go: 1 things" in shown.output
     assert f"{evaluation}  (evaluation of a model that is gone; stays)" in shown.output
+    assert f"{reports['lost']}  (report of a model that is gone; stays)" in shown.output
+    assert str(reports["kept"]) not in shown.output
     assert lost.exists()
     removed = runner.invoke(app, ["clean", str(store), "--yes"])
     assert "removed: 1 things" in removed.output
     assert [path.exists() for path in (good, lost, other, evaluation)] == [True, False, True, True]
     assert runner.invoke(app, ["clean", str(store), "--yes", "--orphans"]).exit_code == 0
-    assert not evaluation.exists()
+    assert [path.exists() for path in (evaluation, *reports.values())] == [False, True, False]
     wrong = runner.invoke(app, ["clean", str(server.home()), "--yes"])
     assert wrong.exit_code == 1
     assert "neither an archive" in wrong.output
