@@ -155,8 +155,10 @@ def _server() -> Finding:
         mend = "" if healthy else " does not answer: start it, or unset the variable to use a local one"
         return Finding("server", healthy, f"PREFECT_API_URL = {hide_user(given)}{mend}")
     running = server.running_server()
-    text = f"runs at {running.ui_url}" if running else "none runs; a command starts one"
-    return Finding("server", True, f"{text}; history in {server.home() / 'prefect'}")
+    ended = " (the last one has ended without being stopped)" if server.has_died() else ""
+    text = f"runs at {running.ui_url}" if running else f"none runs{ended}; a command starts one"
+    log = f", warnings and errors in {server.log_path()}" if server.log_path().exists() else ""
+    return Finding("server", True, f"{text}; history in {server.home() / 'prefect'}{log}")
 
 
 def _workers() -> list[Finding]:

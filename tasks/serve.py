@@ -108,10 +108,11 @@ def wait(worker: Worker, stop: threading.Event) -> None:
     """
     record = server.running_server()
     while not stop.wait(_SECONDS_BETWEEN_LOOKS):
+        server.cut_log(_log())
         if _process(worker.pid, worker.created) is None:
             raise ServeError(f"the worker has ended; its log is {_log()}")
         if record is not None and _process(record.pid, record.created) is None:
-            raise ServeError(f"the Prefect server has ended; its log is {server.home() / 'prefect' / 'server.log'}")
+            raise ServeError(f"the Prefect server has ended; its log is {server.log_path()}")
 
 
 def stop_worker(worker: Worker) -> tuple[str, ...]:
@@ -147,6 +148,7 @@ def _start_worker(pool: str) -> Worker:
         "PREFECT_WORKER_QUERY_SECONDS": "5",
         "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
         **os.environ,
+        **server.LOGGED,
     }
     name = f"serve-{socket.gethostname()}"
     with _log().open("ab") as log:

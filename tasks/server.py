@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,9 @@ _START_TIMEOUT_S = 180  # the very first start makes the database; on a busy mac
 _STOP_TIMEOUT_S = 15
 _TRIES = 5  # to find a port that nobody takes meanwhile
 _ANSWER_TIMEOUT_S = 2
+_LOG_BYTES = 4 << 20
+# of a process whose stderr is a log: what a command's terminal is spared
+LOGGED = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING", "PREFECT_LOGGING_COLORS": "false"}
 
 
 class ServerError(RuntimeError):
@@ -50,6 +54,18 @@ def home() -> Path:
     return find_home()
 
 
+def log_path() -> Path:
+    """What a server that we start writes: warnings, errors, and how it ended."""
+    return home() / "prefect" / "server.log"
+
+
+def cut_log(path: Path, *, at_most: int = _LOG_BYTES) -> None:
+    """Move what stands in a log to `NAME.1`, over what was there, where it is longer; for logs that are opened to append."""
+    if path.stat().st_size > at_most:
+        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+        os.truncate(path, 0)
+
+
 def configure_prefect() -> None:
     """Set what Prefect reads from the environment; to be called before Prefect is imported. What the user has set stays.
 
@@ -61,6 +77,8 @@ def configure_prefect() -> None:
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # it can print a traceback at the first start, and patients' archives phone nobody
         "DO_NOT_TRACK": "1",
+        # in its memory, as is the default, a server that restarts forgets who holds slots, and nobody gives them back
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,methods,storage",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # tracebacks and steps stand in the UI; the terminal gets bars and messages
     }
@@ -108,6 +126,11 @@ def running_server() -> Server | None:
     return server if alive and is_healthy(f"{server.ui_url}/api") else None
 
 
+def has_died() -> bool:
+    """Whether the server that a command started has ended without having been stopped: an error, a kill, the machine switched off."""
+    return _record().exists() and running_server() is None
+
+
 def stop_server() -> Server | None:
     """Stop it, by its own process id; returns what was stopped."""
     server = running_server()
@@ -136,10 +159,13 @@ class _PortLostError(ServerError):
 def _start(port: int) -> Server:
     if not _is_free(port):
         raise ServerError(f"port {port} is taken by another program: give another one with --port, or stop that program")
-    log_path = home() / "prefect" / "server.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PREFECT_UI_API_URL": "/api"}
-    with log_path.open("ab") as log:
+    log_path().parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PREFECT_UI_API_URL": "/api",
+        **LOGGED,
+    }
+    with log_path().open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks.prefect_server", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             stdout=log,
@@ -154,7 +180,7 @@ def _start(port: int) -> Server:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             lost = process.wait() >= 0 and not _is_free(port)
-            raise (_PortLostError if lost else ServerError)(f"the Prefect server did not start on port {port}; its log is {log_path}")
+            raise (_PortLostError if lost else ServerError)(f"the Prefect server did not start on port {port}; its log is {log_path()}")
         time.sleep(0.1)
     _record().write_text(json.dumps(asdict(server)))
     return server

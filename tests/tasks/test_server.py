@@ -1,5 +1,6 @@
 import re
 import socket
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from tasks import server
+from tasks.doctor import _server
 from tests.command import Workplace
 
 
@@ -27,19 +29,47 @@ def test_a_given_server_that_does_not_answer_is_named(monkeypatch: pytest.Monkey
         server.ensure_server()
 
 
+def test_a_log_that_grows_is_moved_aside_under_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    with path.open("ab", buffering=0) as log:
+        for count in range(3):
+            log.write(b"%d error\n" % count * 10)
+            server.cut_log(path, at_most=50)
+            assert path.read_bytes() == b""
+        server.cut_log(path, at_most=50)
+    assert (tmp_path / "server.log.1").read_bytes() == b"2 error\n" * 10
+
+
+def test_doctor_says_that_the_server_has_died_and_where_its_log_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    server.log_path().parent.mkdir()
+    server.log_path().write_text("Traceback")
+    assert "none runs; a command" in _server().text
+    (tmp_path / "server.json").write_text('{"pid": 1, "created": 0, "port": 9}')
+    assert "has ended without being stopped" in _server().text
+    assert str(server.log_path()) in _server().text
+
+
 @pytest.mark.slow
 def test_the_server_outlives_the_call_is_used_again_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", "")  # `ensure_server` sets it: what it was comes back
     try:
         address = server.ensure_server()
-        monkeypatch.delenv("PREFECT_API_URL")
+        monkeypatch.setenv("PREFECT_API_URL", "")
         assert server.ensure_server() == address
         assert server.is_healthy(f"{address}/api")
+        # a broken table is an error that the log keeps; the record of a server that was killed says where to look
+        with sqlite3.connect(tmp_path / "prefect" / "prefect.db", timeout=30) as history:
+            history.execute("ALTER TABLE variable RENAME TO elsewhere")
+        assert httpx.post(f"{address}/api/variables/count", json={}, trust_env=False).status_code == 500
+        assert "no such table: variable" in server.log_path().read_text()
     finally:
         stopped = server.stop_server()
     assert stopped is not None
+    assert not server.has_died()
     assert not server.is_healthy(f"{stopped.ui_url}/api")
     assert (tmp_path / "prefect" / "prefect.db").exists()
 
