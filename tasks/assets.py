@@ -21,7 +21,7 @@ _REFUSED = re.compile(r"""[\s\0#?&%"'<>\[\]{}|\\^`]""")
 _LENGTH = 512
 
 
-def tell_made(uri: str, *, name: str, of: Iterable[str], **metadata: Any) -> None:
+def tell_made(uri: str, /, *, name: str, of: Iterable[str], **metadata: Any) -> None:
     """Tell Prefect that the run around has made an asset; nothing happens outside a run.
 
     Args:
