@@ -43,8 +43,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
+# what is installed and tested here, and of that what the images hold: no test tools
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra server
 lock: $(INSTALLED)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --group dev --no-header pyproject.toml --output-file requirements.lock
+	$(LOCK) --group dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --no-annotate --constraint requirements.lock pyproject.toml --output-file deploy/image.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -38,6 +38,13 @@ def read_schema(name: str) -> Any:
     return json.loads((Path(__file__).parent / "schemas" / name).read_text())
 
 
+def read_lock(path: Path) -> dict[str, frozenset[str]]:
+    """The hashes of a lock's files, by package as `name==version`."""
+    joined = path.read_text().replace("\\\n", " ")
+    pinned = [line for line in joined.splitlines() if line and not line.lstrip().startswith("#")]
+    return {line.split()[0]: frozenset(re.findall(r"--hash=(\S+)", line)) for line in pinned}
+
+
 def locked(package: str) -> str:
     """The version of a package in requirements.lock."""
     (version,) = re.findall(rf"^{re.escape(package)}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)

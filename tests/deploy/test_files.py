@@ -3,8 +3,10 @@
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import distributed  # noqa: F401 - its configuration is read with it
 import prefect.settings
 import pytest
 from jsonschema import Draft7Validator
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from prefect.utilities.templating import apply_values, find_placeholders
+from prefect_redis.client import RedisMessagingSettings
 
-from tests.deploy.deployed import DEPLOY, KUBERNETES, ROOT, compose, locked, read_dockerfile, read_schema, read_yaml
+from tests.deploy.deployed import DEPLOY, KUBERNETES, ROOT, compose, locked, read_dockerfile, read_lock, read_schema, read_yaml
 
+OF_PREFECT_REDIS = {f"PREFECT_REDIS_MESSAGING_{name.upper()}" for name in RedisMessagingSettings.model_fields}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|_KEY$|CONNECTION_URL|ACCESS_KEY")
-# what prefect-redis reads; it is in the server's image and not installed here
-OF_PREFECT_REDIS = {"PREFECT_REDIS_MESSAGING_URL"}
 # the keys of the charts' published values (prefect-helm 2026.9, dask-kubernetes-operator 2026.3.0) that ours may set
 CHART_KEYS = {
     "prefect-server.yaml": {
@@ -134,11 +138,37 @@ def test_the_image_has_two_targets_is_pinned_and_not_root() -> None:
             user[name] = rest
     assert {"cpu", "cuda"} <= set(stages)
     assert {user["cpu"], user["cuda"], user["server"]} == {"10001:10001"}
+    assert ("Dockerfile", "PREFECT_UI_STATIC_DIRECTORY", "/home/normascope/ui") in environments()  # who is not root may write there
     words = [word for word, _ in instructions]
     assert not {"ADD", "ARG"} & set(words)
     assert "HEALTHCHECK" in words
     runs = " ".join(rest for word, rest in instructions if word == "RUN")
-    assert "--require-hashes --no-deps --requirement requirements.lock" in runs
+    assert "--require-hashes --no-deps --requirement image.lock" in runs
+
+
+def test_images_hold_what_was_tested_without_the_tools_that_tested_it() -> None:
+    tested, held = read_lock(ROOT / "requirements.lock"), read_lock(DEPLOY / "image.lock")
+    assert held.items() <= tested.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["server"]]
+    assert requirements_of(asked) <= {pinned.split("==")[0] for pinned in held}
+    tools = {canonicalize_name(Requirement(line).name) for line in project["dependency-groups"]["dev"]}
+    assert tools & {pinned.split("==")[0] for pinned in held} == set()
+
+
+def requirements_of(asked: list[str]) -> set[str]:
+    """The names of packages and of all that they need on this machine, as they are installed here."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    waiting = [Requirement(line) for line in asked]
+    while waiting:
+        requirement = waiting.pop()
+        one = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if one not in found:
+            found.add(one)
+            needed = [Requirement(line) for line in distribution(one[0]).requires or []]
+            extras = [{"extra": extra} for extra in ("", *one[1])]
+            waiting += [other for other in needed if other.marker is None or any(map(other.marker.evaluate, extras))]
+    return {name for name, _ in found}
 
 
 def test_the_image_is_built_from_files_that_are_there_and_not_ignored() -> None:
