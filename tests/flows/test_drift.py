@@ -1,44 +1,53 @@
-"""Drift through the flow on an archive that is scored for it, and as a schedule asks for it."""
+"""Drift through the flow on an archive that is scored for it, and both as a schedule asks for them."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.events.filters import EventFilter, EventNameFilter
 
 from flows.drift import drift
-from flows.score_archive import score_archive
+from flows.scheduled import DRIFT_SEEN, drift_scheduled, score_archive_scheduled
 from methods.evaluation.drift import DriftConfig
 from storage import filesystems
-from tasks.archive_scoring import ArchiveScoringConfig
 from tasks.caching import steps
-from tasks.execution import ExecutionConfig
-from tasks.references import RowsReference
 from tests.archives import write_archive_pictures, write_manifest_of, write_small_bundle
 from tests.command import Workplace
 
 PICTURES = 48
 
 
-def write_archive(folder: Path) -> str:
-    """An archive of small pictures, scored with a small model."""
-    uri, digest = write_manifest_of(write_archive_pictures(folder / "pictures", PICTURES))
-    model = write_small_bundle(folder / "model")
-    scoring = ArchiveScoringConfig(shard_rows=16, batch_size=8)
-    score_archive(
-        str(folder / "archive"),
-        RowsReference(uri=uri, digest=digest),
-        {"ae": model},
-        scoring=scoring,
-        execution=ExecutionConfig(kind="process"),
-    )
-    return str(folder / "archive")
+def score_on_schedule(folder: Path) -> str:
+    """Score small pictures with a small model, and once more when nothing is left; the archive."""
+    manifest, _ = write_manifest_of(write_archive_pictures(folder / "pictures", PICTURES))
+    write_small_bundle(folder / "model")
+    asked = str(folder / "archive"), manifest, [f"ae={folder / 'model'}"]
+    with pytest.raises(ValueError, match="nowhere"):
+        score_archive_scheduled(*asked[:2], [str(folder / "nowhere")], execution="process")
+    assert score_archive_scheduled(*asked, execution="process")[0].startswith(f"ae v1: {PICTURES} scored, 0 failed of {PICTURES} samples")
+    (again,) = score_archive_scheduled(*asked, execution="process")
+    assert again.startswith(f"ae v1: all {PICTURES} samples are done, nothing to do")
+    return asked[0]
+
+
+def events_of(archive: str) -> list[dict[str, Any]]:
+    """What the server was told of the archive's drift; waits for it, since events go their own way."""
+    asked = EventFilter(event=EventNameFilter(name=[DRIFT_SEEN]))
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while not (events := [each for each in client.read_events(asked, limit=50).events if each.resource.id.endswith(archive)]):
+            assert time.monotonic() < deadline, "no event came"
+            time.sleep(0.2)
+    return [each.payload for each in events]
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_a_scored_archive_is_compared_once_and_the_ui_is_told(tmp_path: Path) -> None:
-    archive = write_archive(tmp_path)
+def test_a_scored_archive_is_compared_once_and_the_ui_is_told_of_it_and_of_an_alarm(tmp_path: Path) -> None:
+    archive = score_on_schedule(tmp_path)
     config = DriftConfig(replicates=50, permutations=50)
     found = drift(archive, archive, rows=(24, None), config=config)
     content = filesystems.read_json(found["json_uri"])
@@ -52,6 +61,11 @@ def test_a_scored_archive_is_compared_once_and_the_ui_is_told(tmp_path: Path) ->
     with get_client(sync_client=True) as client:
         artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["drift", "drift-by-source"])))
     assert {artifact.key for artifact in artifacts} == {"drift", "drift-by-source"}
+    lines = drift_scheduled(archive, archive, rows="24:", alarm_above=1000)
+    assert any("KS distance" in line for line in lines)
+    assert drift_scheduled(archive, archive, rows="24:", alarm_above=-1) == lines  # an index is at least 0
+    (told,) = events_of(archive)
+    assert (told["alarm_above"], told["psi"] >= told["psi_low"] >= 0) == (-1, True)
 
 
 @pytest.fixture
