@@ -24,31 +24,27 @@ from tests.deploy.deployed import DEPLOY, KUBERNETES, ROOT, compose, locked, rea
 
 OF_PREFECT_REDIS = {f"PREFECT_REDIS_MESSAGING_{name.upper()}" for name in RedisMessagingSettings.model_fields}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|_KEY$|CONNECTION_URL|ACCESS_KEY")
-# the keys of the charts' published values (prefect-helm 2026.9, dask-kubernetes-operator 2026.3.0) that ours may set
+# what ours may set, and of which type it is, by the schemas that the charts prefect-server and prefect-worker bring (values.schema.json of
+# prefect-helm at 81c567bf and 011ea676, which refuse every other key below `server` and `worker`) and by the values of
+# dask-kubernetes-operator 2026.3.0
 CHART_KEYS = {
     "prefect-server.yaml": {
-        *("global.prefect.image.repository", "global.prefect.image.prefectTag", "global.prefect.env"),
-        *(
-            "server.replicaCount",
-            "server.command",
-            "server.args",
-            "backgroundServices.command",
-            "backgroundServices.args",
-            "server.basicAuth.enabled",
-            "server.basicAuth.existingSecret",
-            "server.uiConfig.prefectUiApiUrl",
-        ),
-        *("server.resources.requests", "server.resources.limits", "server.livenessProbe.enabled", "server.readinessProbe.enabled"),
-        *("backgroundServices.runAsSeparateDeployment", "backgroundServices.resources.requests", "backgroundServices.resources.limits"),
-        *("service.type", "secret.create", "secret.name", "postgresql.enabled", "redis.enabled", "sqlite.enabled"),
+        str: "global.prefect.image.repository global.prefect.image.prefectTag server.basicAuth.existingSecret "
+        "server.uiConfig.prefectUiApiUrl service.type secret.name",
+        bool: "server.basicAuth.enabled server.livenessProbe.enabled server.readinessProbe.enabled secret.create postgresql.enabled "
+        "redis.enabled sqlite.enabled backgroundServices.runAsSeparateDeployment",
+        int: "server.replicaCount",
+        list: "global.prefect.env server.command server.args backgroundServices.command backgroundServices.args",
+        dict: "server.resources.requests server.resources.limits backgroundServices.resources.requests backgroundServices.resources.limits",
     },
     "prefect-worker.yaml": {
-        *("worker.image.repository", "worker.image.prefectTag", "worker.config.workPool", "worker.config.type"),
-        *("worker.config.installPolicy", "worker.config.http2", "worker.apiConfig", "worker.serverApiConfig.apiUrl"),
-        *("worker.basicAuth.enabled", "worker.basicAuth.existingSecret", "worker.replicaCount", "worker.resources.requests"),
-        *("worker.resources.limits", "worker.livenessProbe.enabled", "worker.containerSecurityContext"),
+        str: "worker.image.repository worker.image.prefectTag worker.config.workPool worker.config.type worker.config.installPolicy "
+        "worker.apiConfig worker.serverApiConfig.apiUrl worker.basicAuth.existingSecret",
+        bool: "worker.config.http2 worker.basicAuth.enabled worker.livenessProbe.enabled",
+        int: "worker.replicaCount",
+        dict: "worker.resources.requests worker.resources.limits worker.containerSecurityContext",
     },
-    "dask-operator.yaml": {"rbac.create", "rbac.cluster", "kopfArgs"},
+    "dask-operator.yaml": {bool: "rbac.create rbac.cluster", list: "kopfArgs"},
 }
 
 
@@ -218,15 +214,24 @@ def test_the_job_template_fills_to_a_pod_that_kubernetes_takes() -> None:
 
 
 @pytest.mark.parametrize("name", CHART_KEYS)
-def test_values_set_only_keys_that_the_chart_has(name: str) -> None:
+def test_values_are_such_as_the_chart_takes(name: str) -> None:
     (values,) = read_yaml(KUBERNETES / name)
+    types = {key: kind for kind, keys in CHART_KEYS[name].items() for key in keys.split()}
 
-    def unknown(part: Any, path: str) -> list[str]:
-        if path in CHART_KEYS[name]:
-            return []
-        return [found for key in part for found in unknown(part[key], f"{path}.{key}".lstrip("."))] if isinstance(part, dict) else [path]
+    def wrong(part: Any, path: str) -> list[str]:
+        if path not in types and isinstance(part, dict):
+            return [found for key in part for found in wrong(part[key], f"{path}.{key}".lstrip("."))]
+        return [] if type(part) is types.get(path) else [path]
 
-    assert unknown(values, "") == []
+    assert wrong(values, "") == []
+
+
+@pytest.mark.parametrize("name", ["prefect-server.yaml", "prefect-worker.yaml"])
+def test_resources_of_the_charts_are_strings(name: str) -> None:
+    (values,) = read_yaml(KUBERNETES / name)
+    given = [part["resources"] for part in values.values() if isinstance(part, dict) and "resources" in part]
+    assert given
+    assert all(isinstance(amount, str) for part in given for amounts in part.values() for amount in amounts.values())
 
 
 def test_no_pod_may_gain_rights() -> None:

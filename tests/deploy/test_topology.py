@@ -1,15 +1,20 @@
-"""A run through everything that deploy/compose.yaml starts: PostgreSQL, Redis, Prefect's server, services and worker, Dask over TLS, S3."""
+"""A retraining through everything that deploy/compose.yaml starts: PostgreSQL, Redis, Prefect's server, services and worker, Dask, S3."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import redis
+import yaml
 
 from storage import filesystems
-from tests.deploy.deployed import ROOT
+from storage.champions import read_champion
+from tests.archives import write_archive_pictures
+from tests.deploy.deployed import DEPLOY, read_yaml
 from tests.deploy.topology import Topology, missing_programs, topology
-from tests.phantoms import write_pictures
 
 LACKING = missing_programs()
 pytestmark = [
@@ -17,54 +22,87 @@ pytestmark = [
     pytest.mark.timeout(600),  # eight processes at once, each of which imports for seconds
     pytest.mark.skipif(bool(LACKING), reason=f"not on this machine: {', '.join(LACKING)} (Debian's packages have them)"),
 ]
+BUCKET = "s3://normascope"
+PROMOTED = "normascope.champion.promoted"
+_PATIENCE_S = 300
 
 
-def deploy_run(client: httpx.Client, topology: Topology, pictures: Path) -> str:
-    """A deployment of `flows.run.run` on a store in the bucket and on the Dask cluster; its id."""
+def write_work_folder(folder: Path, topology: Topology) -> Path:
+    """The folder with deploy/prefect.yaml, the retraining due every 20 s and drift an hour after a promotion, and the retraining's file."""
     config = {
-        "name": "topology",
-        "store": "s3://normascope/store",
-        "source": {"kind": "folder", "path": str(pictures)},
-        "split": {"train": 0.5, "validation": 0.2, "test": 0.3},
-        "detectors": [{"kind": "ae", "C0": 4, "d": 4, "input_size_px": 32, "epochs": 1}],
-        "scoring": {"shard_rows": 4},
+        "name": "weekly",
+        "store": f"{BUCKET}/store",
+        "source": {"path": f"{BUCKET}/pictures"},
+        "curation": {"duplicates": None},
+        "split": {"train": 0.4, "validation": 0.3, "test": 0.3},
+        "detectors": [{"kind": "patchcore", "input_size_px": 64, "memory_size": 32, "candidates": 300}],
+        "scoring": {"shard_rows": 16},
         "evaluation": {"bootstrap": {"replicates": 50}},
         "execution": {"kind": "address", "address": f"tls://{topology.places['scheduler:8786']}"},
+        "retrain": {
+            "archive": {
+                "into": f"{BUCKET}/archive",
+                "scoring": {"shard_rows": 16, "batch_size": 8},
+                "drift": {"replicates": 20, "permutations": 20},
+            }
+        },
     }
-    flow = client.post("/flows/", json={"name": "run"}).raise_for_status().json()
-    deployment = {
-        "name": "topology",
-        "flow_id": flow["id"],
-        "entrypoint": "flows.run.run",
-        "work_pool_name": "normascope",
-        "schedules": [{"schedule": {"cron": "0 3 * * 0"}}],
-        "parameters": {"config": config},
-        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-    }
-    return str(client.post("/deployments/", json=deployment).raise_for_status().json()["id"])
+    (file,) = read_yaml(DEPLOY / "prefect.yaml")
+    deployments = {deployment["name"]: deployment for deployment in file["deployments"]}
+    deployments["retrain"]["schedules"] = [{"interval": 20}]
+    deployments["drift"]["triggers"] = [{"type": "event", "enabled": True, "match": {}, "expect": [PROMOTED], "schedule_after": 3600}]
+    folder.mkdir()
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(file))
+    (folder / "retrain.yaml").write_text(yaml.safe_dump(config))
+    return folder
 
 
-def run_to_its_end(client: httpx.Client, deployment: str) -> dict[str, str]:
-    run = client.post(f"/deployments/{deployment}/create_flow_run", json={}).raise_for_status().json()
-    deadline = time.monotonic() + 300
-    while run["state"]["type"] in ("SCHEDULED", "PENDING", "RUNNING"):
-        assert time.monotonic() < deadline, run["state"]
+def upload_pictures(folder: Path) -> None:
+    for path in write_archive_pictures(folder, 60).iterdir():
+        kind = "abnormal" if "abnormal" in path.name else "normal"
+        filesystems.write_bytes(f"{BUCKET}/pictures/{kind}/{path.name}", path.read_bytes())
+
+
+def until(found: Callable[[], Any], log: Path) -> Any:
+    """What is found, asked for again and again."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (answer := found()):
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
         time.sleep(0.5)
-        run = client.get(f"/flow_runs/{run['id']}").raise_for_status().json()
-    return dict(run["state"])
+    return answer
 
 
-def test_a_run_goes_through_the_servers_of_the_compose_file(tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "pictures", normal=12, abnormal=6)
-    with topology(tmp_path) as running:
+def test_a_retraining_that_is_due_goes_through_the_servers_of_the_compose_file(tmp_path: Path) -> None:
+    with topology(tmp_path) as running, running.client() as client:
         assert httpx.post(f"{running.api}/flow_runs/filter", json={}, trust_env=False).status_code == 401
-        with running.client() as client:
-            state = run_to_its_end(client, deploy_run(client, running, pictures))
-            log = (tmp_path / "worker.log").read_text(errors="replace")
-            assert state["type"] == "COMPLETED", f"{state}\n{log[-3000:]}"
-            coming = client.post("/flow_runs/filter", json={"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}).json()
-            assert len(coming) >= 3, "the services have scheduled nothing"
-        found = filesystems.list_files("s3://normascope/store")
-        assert {"manifests", "models", "scores", "evaluations", "reports"} <= {name.split("/")[4] for name in found}
-        assert filesystems.list_files("s3://normascope/results")  # of steps, which another machine's worker would take
+        upload_pictures(tmp_path / "pictures")
+        running.start("worker", cwd=write_work_folder(tmp_path / "work", running))
+        log = tmp_path / "worker" / "prefect" / "worker.log"
+
+        def runs(deployment: str, state: str) -> list[dict[str, Any]]:
+            query = {"deployments": {"name": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": [state]}}}}
+            found = list(client.post("/flow_runs/filter", json=query).raise_for_status().json())
+            assert not client.post("/flow_runs/filter", json={"flow_runs": {"state": {"name": {"any_": ["Failed", "Crashed"]}}}}).json()
+            return found
+
+        def events(name: str) -> list[dict[str, Any]]:
+            answer = client.post("/events/filter", json={"filter": {"event": {"name": [name]}}}).raise_for_status()
+            return list(answer.json()["events"])
+
+        (retraining,) = until(lambda: runs("retrain", "COMPLETED"), log)
+        assert retraining["auto_scheduled"]
+        assert retraining["name"] == "retrain weekly on 60 pictures: 60 new, 0 changed, 0 gone"
+        champion = read_champion(f"{BUCKET}/store").champion
+        assert champion.uri.startswith(f"{BUCKET}/store/models/")
+        stored = {name.split("/")[3] for name in filesystems.list_files(BUCKET)}
+        assert stored >= {"store", "archive", "results"}  # results of steps, which another machine's worker would take
+
+        (promoted,) = until(lambda: events(PROMOTED), log)  # over Redis: who takes an event and who writes it down are two processes
+        assert promoted["payload"]["digest"] == champion.digest
+        (coming,) = until(lambda: runs("drift", "SCHEDULED"), log)  # an automation has seen it
+        assert not coming["auto_scheduled"]
+        until(lambda: events("normascope.retrain.nothing-new"), log)  # the next one that was due
+        assert read_champion(f"{BUCKET}/store").champion == champion
+        with redis.Redis.from_url(running.environment("server")["PREFECT_REDIS_MESSAGING_URL"]) as messages:
+            assert messages.exists("events")
         assert "tls://" in (tmp_path / "scheduler.log").read_text()

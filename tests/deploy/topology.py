@@ -1,7 +1,6 @@
 """What deploy/compose.yaml starts, from packages on loopback: its own commands and settings, with free ports in place of hosts."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import secrets
@@ -18,12 +17,12 @@ from typing import Any
 
 import httpx
 
-from tests.deploy.deployed import DEPLOY, ROOT, compose, read_dockerfile
+from tests.deploy.deployed import DEPLOY, ROOT, compose
 from tests.servers import S3Server, free_ports, s3_server
 
 _READY_S = 90
 _GRACE_S = 10
-_PORTS = ("postgres:5432", "redis:6379", "server:4200", "scheduler:8786", "127.0.0.1:8787", "worker:8080")
+_PORTS = ("postgres:5432", "redis:6379", "server:4200", "scheduler:8786", "127.0.0.1:8787")
 _SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "PREFECT_AUTH", "S3_ACCESS_KEY", "S3_SECRET_KEY")
 
 
@@ -47,14 +46,12 @@ class Topology:
         s3: the object store.
         places: address on loopback by host:port of the Compose file.
         values: of the variables that deploy/.env would hold.
-        prefect_redis: whether Prefect's events go over Redis: it takes a package that only the server's image has.
     """
 
     folder: Path
     s3: S3Server
     places: dict[str, str]
     values: dict[str, str]
-    prefect_redis: bool = importlib.util.find_spec("prefect_redis") is not None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -70,8 +67,6 @@ class Topology:
     def environment(self, service: str) -> dict[str, str]:
         """Of a process of the Compose file's service."""
         given = {name: self._fill(str(value)) for name, value in compose()["services"][service]["environment"].items()}
-        if not self.prefect_redis:
-            given = {name: value for name, value in given.items() if "prefect_redis" not in value}
         own = {"PREFECT_HOME": str(self.folder / service / "prefect"), "NORMASCOPE_HOME": str(self.folder / service)}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "DASK_", "NORMASCOPE_"))}
         return self.s3.environment(kept) | given | own | {"OMP_NUM_THREADS": "1"}
@@ -81,15 +76,15 @@ class Topology:
         done = subprocess.run(command, env=self.environment(service), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
 
-    def start(self, service: str, command: list[str] | None = None, *, name: str | None = None, **more: str) -> None:
-        """A service with its own command, or another; it ends with the topology, by its own process id."""
-        given = command or compose()["services"][service]["command"]
+    def start(self, service: str, *more: str, name: str | None = None, cwd: Path = ROOT) -> None:
+        """A service by the file's command and more words; it ends with the topology, by its own process id."""
+        given = [*compose()["services"][service]["command"], *more]
         here = {"0.0.0.0": "127.0.0.1", "8786": self.places["scheduler:8786"].split(":")[1], "127.0.0.1:8788": "127.0.0.1:0"}
         filled = [here.get(part) or self._fill(part) for part in given]
         log = self.folder / f"{name or service}.log"
         (self.folder / service / "prefect").mkdir(parents=True, exist_ok=True)
-        module = filled[2:] if filled[:2] == ["python", "-m"] else filled
-        self._stack.enter_context(_process([sys.executable, "-m", *module], log, env=self.environment(service) | more))
+        program = str(Path(sys.executable).with_name(filled[0]))
+        self._stack.enter_context(_process([program, *filled[1:]], log, env=self.environment(service), cwd=cwd))
 
     def _fill(self, text: str) -> str:
         text = re.sub(r"\$\{(\w+)[^}]*\}", lambda found: self.values[found[1]], text)
@@ -100,7 +95,7 @@ class Topology:
 
 @contextmanager
 def topology(folder: Path) -> Iterator[Topology]:
-    """All services but the GPU worker, ready to run a flow; stopped in the order in which they depend on one another."""
+    """All services but the GPU worker and the one that runs flows, which is given its files first; stopped in the order of their needs."""
     with ExitStack() as stack:
         s3 = stack.enter_context(s3_server(folder / "s3", bucket="normascope"))
         places = {place: f"127.0.0.1:{port}" for place, port in zip(_PORTS, free_ports(len(_PORTS)), strict=True)}
@@ -111,27 +106,15 @@ def topology(folder: Path) -> Iterator[Topology]:
         subprocess.run([DEPLOY / "certificates.sh", folder / "tls"], check=True)
         stack.enter_context(_postgres(folder, values["POSTGRES_PASSWORD"], places["postgres:5432"]))
         stack.enter_context(_redis(folder, values["REDIS_PASSWORD"], places["redis:6379"]))
-        _start_prefect(running)
-        running.start("scheduler", [*compose()["services"]["scheduler"]["command"], "--host", "127.0.0.1"])
+        running.start("server", "--port", places["server:4200"].split(":")[1])
+        running.start("scheduler", "--host", "127.0.0.1")
+        _wait_for(lambda: httpx.get(f"{running.api}/health", trust_env=False).is_success, "the Prefect server answers")
+        running.start("services")
         for number in range(compose()["services"]["dask-worker"]["deploy"]["replicas"]):
             running.start("dask-worker", name=f"dask-worker-{number}")
         running.run("prepare", [sys.executable, "deploy/prepare.py", "s3://normascope/results"])
         _wait_for(lambda: httpx.get(f"http://{places['127.0.0.1:8787']}/health", trust_env=False).is_success, "Dask's scheduler answers")
-        worker = next(rest for word, rest in read_dockerfile() if word == "CMD")
-        port = places["worker:8080"].split(":")[1]
-        running.start("worker", re.findall(r'"([^"]*)"', worker), PREFECT_WORKER_WEBSERVER_PORT=port)
-        _wait_for(
-            lambda: httpx.get(f"http://{places['worker:8080']}/health", trust_env=False).is_success, "the worker says that it is well"
-        )
-        with running.client() as client:
-            _wait_for(lambda: client.get("/work_pools/normascope").is_success, "the worker has made its pool")
         yield running
-
-
-def _start_prefect(running: Topology) -> None:
-    running.start("server", [*compose()["services"]["server"]["command"], "--port", running.places["server:4200"].split(":")[1]])
-    _wait_for(lambda: httpx.get(f"{running.api}/health", trust_env=False).is_success, "the Prefect server answers")
-    running.start("services")
 
 
 @contextmanager
