@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := uv==0.13.8
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-slow-rest check audit bench lock clean
+.PHONY: demo test test-slow test-faults test-flows test-rooms check audit bench lock clean
 
 demo: $(INSTALLED)
 	$(BIN)/normascope demo
@@ -13,15 +13,19 @@ demo: $(INSTALLED)
 test: check
 	$(BIN)/pytest
 
-# real servers, killed processes, the quick demo, the report in a browser; faults are mostly waited for, so they run beside the rest
+# real servers, killed processes, the quick demo, the report in a browser: two groups at a time, for much of it is waited for
+SLOW := $(BIN)/pytest -m 'slow or browser'
 test-slow: $(INSTALLED)
-	$(MAKE) --jobs=2 --output-sync=target test-faults test-slow-rest
+	$(MAKE) --jobs=2 --output-sync=target test-faults test-flows test-rooms
 
 test-faults: $(INSTALLED)
-	$(BIN)/pytest -m 'slow or browser' tests/faults
+	$(SLOW) tests/faults tests/deploy
 
-test-slow-rest: $(INSTALLED)
-	$(BIN)/pytest -m 'slow or browser' --ignore tests/faults
+test-flows: $(INSTALLED)
+	$(SLOW) tests/flows
+
+test-rooms: $(INSTALLED)
+	$(SLOW) --ignore tests/faults --ignore tests/deploy --ignore tests/flows
 
 bench: $(INSTALLED)
 	$(BIN)/pytest -s -m benchmark tests/benchmarks/bench_*.py
