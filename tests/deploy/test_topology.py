@@ -1,5 +1,7 @@
 """A retraining through everything that deploy/compose.yaml starts: PostgreSQL, Redis, Prefect's server, services and worker, Dask, S3."""
 
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,16 @@ def upload_pictures(folder: Path) -> None:
         filesystems.write_bytes(f"{BUCKET}/pictures/{kind}/{path.name}", path.read_bytes())
 
 
+def refuse_without_certificate(address: str, authority: Path) -> None:
+    """Dask's scheduler knows itself, and lets nobody in who does not: TLS 1.3 says so at the first byte that is read."""
+    host, port = address.split(":")
+    context = ssl.create_default_context(cafile=authority)
+    context.check_hostname = False
+    plain = socket.create_connection((host, int(port)), timeout=10)
+    with context.wrap_socket(plain) as encrypted, pytest.raises(ssl.SSLError, match="certificate required"):
+        encrypted.recv(1)
+
+
 def until(found: Callable[[], Any], log: Path) -> Any:
     """What is found, asked for again and again."""
     deadline = time.monotonic() + _PATIENCE_S
@@ -75,6 +87,7 @@ def until(found: Callable[[], Any], log: Path) -> Any:
 def test_a_retraining_that_is_due_goes_through_the_servers_of_the_compose_file(tmp_path: Path) -> None:
     with topology(tmp_path) as running, running.client() as client:
         assert httpx.post(f"{running.api}/flow_runs/filter", json={}, trust_env=False).status_code == 401
+        refuse_without_certificate(running.places["scheduler:8786"], tmp_path / "tls" / "ca.pem")
         upload_pictures(tmp_path / "pictures")
         running.start("worker", cwd=write_work_folder(tmp_path / "work", running))
         log = tmp_path / "worker" / "prefect" / "worker.log"
