@@ -30,6 +30,8 @@ def serve_file(path: Path, *, port: int | None, say: Callable[[str], None]) -> N
         with _another_process() as executor:
             pool = executor.submit(_read, path).result().pool
             address = ends.enter_context(serve.serving_server(port))
+            for line in serve.end_left_behind():
+                say(line)
             for line in executor.submit(_apply, path, os.environ["PREFECT_API_URL"]).result():
                 say(line)
         if not stop.is_set():

@@ -24,6 +24,7 @@ from tasks import server
 
 _IDLE_STOP_S = 10  # a worker without runs leaves by itself
 _SECONDS_BETWEEN_LOOKS = 0.5
+_SERVED = "NORMASCOPE_SERVED_FROM"  # in the environment of the worker and all that it starts: the home
 _STOPPED = "`normascope serve` was stopped while this ran; the next run goes on from the finished steps"
 
 
@@ -33,7 +34,7 @@ class ServeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that we started; `created` tells its process from a later one of the same number."""
+    """A process that we started; `created` tells it from a later one of the same number."""
 
     pid: int
     created: float
@@ -74,25 +75,40 @@ def signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def serving_server(port: int | None) -> Iterator[str]:
-    """Address of a server's page; one that is started here is stopped at the end.
+    """Address of a server's page; one that is started here, or was by a `serve` that was killed, is stopped at the end.
 
     Raises:
         server.ServerError: see `ensure_server`.
     """
-    ours = not os.environ.get("PREFECT_API_URL") and server.running_server() is None
+    running = None if os.environ.get("PREFECT_API_URL") else server.running_server()
+    ours = not os.environ.get("PREFECT_API_URL") and (running is None or _remembered(_server_record()) == _identify(running))
     address = server.ensure_server(port=port)
+    if ours and (running := server.running_server()) is not None:
+        _remember(_server_record(), _identify(running))
     try:
         yield address
     finally:
         if ours:
             server.stop_server()
+            _server_record().unlink(missing_ok=True)
+
+
+def end_left_behind() -> list[str]:
+    """End the worker that a killed `serve` has left on this home, and its runs; a line about what was left, if anything.
+
+    To be called before another worker starts, so that what is due is run by one. The server is told of the runs: see `stop_worker`.
+    """
+    left, there = _remembered(_worker_record()), [process.pid for process in _served()]
+    if left is None or not there:
+        return []
+    runs = stop_worker(left)
+    cancelled = f"; flow runs cancelled with them: {', '.join(runs)}" if runs else ""
+    return [f"a `serve` that was killed had left processes behind ({', '.join(map(str, there))}): they are ended{cancelled}"]
 
 
 @contextmanager
 def serving_worker(pool: str) -> Iterator[Worker]:
-    """A worker of a work pool. One that a killed `serve` has left behind is stopped first."""
-    if (left := _left_behind()) is not None:
-        stop_worker(left)
+    """A worker of a work pool."""
     worker = _start_worker(pool)
     try:
         yield worker
@@ -119,27 +135,30 @@ def stop_worker(worker: Worker) -> tuple[str, ...]:
     """End a worker and what it runs; returns the ids of the flow runs that the server was told are cancelled.
 
     An idle worker leaves by itself. One with runs is halted first: it would start others, and call those crashed that are told to end.
-    Files are written whole or not at all, and finished steps are kept: nothing waits for the runs.
+    Runs outlive a worker that was killed, and are ended all the same. Files are written whole or not at all, and finished steps are kept:
+    nothing waits for the runs.
     """
     process = _process(worker.pid, worker.created)
-    if process is None:
-        _record().unlink(missing_ok=True)
-        return ()
-    process.suspend()
-    descendants = process.children(recursive=True)
-    runs = tuple(sorted({run for child in descendants if (run := _flow_run(child)) is not None}))
-    if not descendants:
-        process.resume()
-        process.terminate()
-        _, alive = psutil.wait_procs([process], timeout=_IDLE_STOP_S)
-        descendants = [child for one in alive for child in one.children(recursive=True)]
+    if process is not None:
+        process.suspend()
+        if not [one for one in _served() if one != process]:
+            process.resume()
+            process.terminate()
+            psutil.wait_procs([process], timeout=_IDLE_STOP_S)
+    runs = _end(_served())
+    _worker_record().unlink(missing_ok=True)
+    return runs
+
+
+def _end(processes: list[psutil.Process]) -> tuple[str, ...]:
+    """Kill processes; first the server is told that the flow runs among them are cancelled, whose ids are returned."""
+    runs = tuple(sorted({run for process in processes if (run := _variable(process, "PREFECT__FLOW_RUN_ID")) is not None}))
     for run in runs:
         _tell(run)
-    for one in (*descendants, process):
+    for process in processes:
         with _gone():
-            one.kill()
-    psutil.wait_procs([*descendants, process], timeout=_IDLE_STOP_S)
-    _record().unlink(missing_ok=True)
+            process.kill()
+    psutil.wait_procs(processes, timeout=_IDLE_STOP_S)
     return runs
 
 
@@ -149,6 +168,7 @@ def _start_worker(pool: str) -> Worker:
         "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
         **os.environ,
         **server.LOGGED,
+        _SERVED: str(server.home()),
     }
     name = f"serve-{socket.gethostname()}"
     with _log().open("ab") as log:
@@ -161,13 +181,21 @@ def _start_worker(pool: str) -> Worker:
             start_new_session=True,
         )
     worker = Worker(started.pid, psutil.Process(started.pid).create_time())
-    _record().write_text(json.dumps(asdict(worker)))
+    _remember(_worker_record(), worker)
     return worker
 
 
-def _left_behind() -> Worker | None:
+def _identify(running: server.Server) -> Worker:
+    return Worker(running.pid, running.created)
+
+
+def _remember(record: Path, process: Worker) -> None:
+    record.write_text(json.dumps(asdict(process)))
+
+
+def _remembered(record: Path) -> Worker | None:
     try:
-        return Worker(**json.loads(_record().read_text()))
+        return Worker(**json.loads(record.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -181,11 +209,17 @@ def _process(pid: int, created: float) -> psutil.Process | None:
     return None
 
 
-def _flow_run(process: psutil.Process) -> str | None:
-    """Prefect gives a run's process its id."""
+def _variable(process: psutil.Process, name: str) -> str | None:
+    """Of a process' environment; Prefect gives a run's process its id there, and we the home."""
     with _gone():
-        return process.environ().get("PREFECT__FLOW_RUN_ID")
+        return process.environ().get(name)
     return None
+
+
+def _served() -> list[psutil.Process]:
+    """The worker of this home and all that it has started, also where it is gone."""
+    home = str(server.home())
+    return [process for process in psutil.process_iter() if _variable(process, _SERVED) == home]
 
 
 def _tell(run: str) -> None:
@@ -204,8 +238,12 @@ def _gone() -> Iterator[None]:
         return
 
 
-def _record() -> Path:
+def _worker_record() -> Path:
     return server.home() / "worker.json"
+
+
+def _server_record() -> Path:
+    return server.home() / "serve-server.json"
 
 
 def _log() -> Path:

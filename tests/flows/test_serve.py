@@ -1,11 +1,12 @@
 """`normascope serve` as a process: real server, real worker, a schedule of seconds."""
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ _PATIENCE_S = 120
 
 
 @contextmanager
-def serving(place: Workplace, port: int) -> Iterator[subprocess.Popen[str]]:
-    """The command, with its last line read; killed at the end where it has not ended."""
+def serving(place: Workplace, port: int) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The command and its lines until it serves; killed at the end where it has not ended."""
     process = subprocess.Popen(
         [*NORMASCOPE, "serve", "prefect.yaml", "--port", str(port)],
         env=place.environment,
@@ -67,7 +68,7 @@ def serving(place: Workplace, port: int) -> Iterator[subprocess.Popen[str]]:
                 break
         else:
             pytest.fail("".join(said))
-        yield process
+        yield process, said
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -83,8 +84,27 @@ def until(found: Callable[[], Any]) -> Any:
     return answer
 
 
+def test_runs_whose_worker_is_gone_are_ended_by_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NORMASCOPE_HOME", str(tmp_path)), ("PREFECT_API_URL", "http://127.0.0.1:9/api")):
+        monkeypatch.setenv(name, value)
+    assert serve.end_left_behind() == []
+    (tmp_path / "worker.json").write_text(json.dumps({"pid": os.getpid(), "created": 0.0}))  # another process has its number now
+    marked = {**os.environ, "NORMASCOPE_SERVED_FROM": str(tmp_path), "PREFECT__FLOW_RUN_ID": "some-run"}
+    run, other = (subprocess.Popen(["sleep", "60"], env=environment) for environment in (marked, os.environ))
+    try:
+        (line,) = serve.end_left_behind()
+        assert f"({run.pid}): they are ended; flow runs cancelled with them: some-run" in line
+        assert (psutil.pid_exists(run.pid), psutil.pid_exists(other.pid)) == (False, True)
+        assert serve.end_left_behind() == []
+    finally:
+        for process in (run, other):
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.slow
-def test_a_schedule_fires_all_ends_with_ctrl_c_and_is_there_again_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_schedule_fires_all_ends_with_ctrl_c_is_there_again_after_a_restart_and_after_a_kill(tmp_path: Path) -> None:
     (tmp_path / "ticking.py").write_text(FLOWS)
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(DEPLOYMENTS))
     place, [port] = Workplace(tmp_path), free_ports(1)
@@ -95,7 +115,7 @@ def test_a_schedule_fires_all_ends_with_ctrl_c_and_is_there_again_after_a_restar
         query = {"deployments": {"name": {"any_": [name]}}, "flow_runs": {"state": {"name": {"any_": [state]}}}}
         return list(client.post("/flow_runs/filter", json=query).raise_for_status().json())
 
-    with serving(place, port) as process:
+    with serving(place, port) as (process, _):
         started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         assert httpx.get(f"{client.base_url}flows/count", trust_env=False).status_code in (401, 405)
         second = place.call("serve", "prefect.yaml")
@@ -113,15 +133,38 @@ def test_a_schedule_fires_all_ends_with_ctrl_c_and_is_there_again_after_a_restar
         _, alive = psutil.wait_procs(started, timeout=5)
         assert not alive
 
-    with serving(place, port) as process:
+    with serving(place, port) as (process, _):
         assert {run["id"] for run in done} <= {run["id"] for run in runs("often", "Completed")}
         assert state_of(client, long)["name"] in ("Cancelled", "Crashed")
         deployments = client.post("/deployments/filter", json={}).json()
         assert sorted((each["name"], len(each["schedules"])) for each in deployments) == [("long", 0), ("often", 1)]
         assert len(client.post("/automations/filter", json={}).json()) == 2
         assert until(lambda: runs("often", "Scheduled"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        emit(client, "normascope.drift.seen", {"prefect.resource.id": "normascope.archive.test"})
+        left = until(lambda: runs("long", "Running"))[0]["id"]
+        workers, servers = started_by(place, "worker.json"), started_by(place, "server.json")
+        process.kill()
+        process.wait()
+
+    try:
+        with serving(place, port) as (process, said):
+            assert not psutil.wait_procs(workers, timeout=5)[1]
+            assert state_of(client, left)["name"] == "Cancelled"
+            assert not runs("long", "Running")
+            assert any("had left processes behind" in line and line.rstrip().endswith(left) for line in said)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        assert not psutil.wait_procs(servers, timeout=5)[1]  # it goes with the one that took it over
+    finally:
+        for each in (*workers, *servers):
+            with suppress(psutil.Error):
+                each.kill()
+
+
+def started_by(place: Workplace, record: str) -> list[psutil.Process]:
+    """The process that a file of the home names, and all that it has started."""
+    first = psutil.Process(json.loads((place.folder / "home" / record).read_text())["pid"])
+    return [first, *first.children(recursive=True)]
 
 
 def lose_a_run(client: httpx.Client) -> str:
