@@ -29,7 +29,10 @@ def evaluate(config: RunConfig, manifest: ManifestReference, models: list[ModelR
     create_markdown_artifact(
         key="summary", markdown=summarise(evaluations, notice=config.shown_notice), description=f"{config.name}: test split"
     )
-    create_link_artifact(key="report", link=str(filesystems.as_link(report["html_uri"])), link_text="HTML report")
+    place = str(filesystems.local_path(report["html_uri"]) or report["html_uri"])  # shown: browsers open no file from a page of http
+    create_link_artifact(
+        key="report", link=filesystems.as_link(report["html_uri"]), link_text=place, description=f"{config.name}: where the report is"
+    )
     return report
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.runtime import flow_run
 
+from flows.approve import approve
 from flows.config import ConfigError, RunConfig, load_config, read_yaml
 from flows.curate import curate
 from flows.drift import drift
@@ -35,7 +36,7 @@ from tasks.retrain import (
     read_memory,
     write_memory,
 )
-from tasks.retrain_decision import Judged, Verdict, ask, compare, decide, first_metric
+from tasks.retrain_decision import Judged, Verdict, compare, conclude_answer, decide, describe_evidence, first_metric
 from tasks.retrain_story import RetrainSummary, name_run, show_comparison, tell_drift, tell_end, tell_promoted
 
 
@@ -99,7 +100,8 @@ def _retrain(config: RunConfig, plan: RetrainPlan) -> RetrainSummary:
             summary["archive_uri"] = plan.archive.into
             summary["drift_uri"] = _rescore(config, plan.archive, manifest, summary["champion"], judged)
         write_memory(store, Memory(listing=listing, settings=settings, manifest=manifest, concluded=True))
-        return tell_end(store, config.name, summary, judged.comparison)
+        lineage = (manifest["uri"], challenger["uri"], judged.stores[0]["uri"], judged.report["html_uri"])
+        return tell_end(store, config.name, summary, judged.comparison, lineage)
 
 
 def _train(config: RunConfig, memory: Memory | None, before: Found | None) -> tuple[ManifestReference, ModelReference]:
@@ -140,9 +142,15 @@ def _decide(config: RunConfig, plan: RetrainPlan, judged: Judged, challenger: Mo
         verdict = Verdict(False, f"this model was in use and was rolled back; {verdict.reason}")
     if plan.promotion.decided_by == "evidence":
         return verdict
-    return ask(
-        judged.comparison, verdict, plan.promotion, title=f"{config.name}: put {challenger['kind']} {challenger['digest'][:12]} into use?"
-    )
+    question = f"{config.name}: put {challenger['kind']} {challenger['digest'][:12]} into use?"
+    with tags("approval"):
+        answer = approve(
+            question,
+            describe_evidence(judged.comparison, verdict),
+            recommended=verdict.promote,
+            answer_within_h=plan.promotion.answer_within_h,
+        )
+    return conclude_answer(answer, verdict)
 
 
 def _promote(

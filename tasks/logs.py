@@ -47,10 +47,16 @@ def write_json_lines() -> None:
             logger.setLevel(logging.INFO)
 
 
-def log_as_set() -> None:
-    """JSON lines where the settings ask for them; for flows that a worker begins, as a command does it for its own."""
-    if load_settings().log_format == "json":
+def log_as_set() -> bool:
+    """The four rooms' records, from INFO on, go to the pages of their runs; whether they go to stderr as JSON lines as well."""
+    for room in ROOMS:
+        logger = logging.getLogger(room)
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)
+    as_json = load_settings().log_format == "json"
+    if as_json:
         write_json_lines()
+    return as_json
 
 
 def current_ids() -> dict[str, Any]:

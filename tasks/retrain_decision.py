@@ -21,7 +21,7 @@ _POLL_S = 5
 class Approval(RunInput):
     """What a person is asked in the UI."""
 
-    promote: bool = Field(default=False, description="Put the challenger into use")
+    promote: bool = False
     note: str = Field(default="", description="Why; it is kept in champion.json")
 
 
@@ -110,18 +110,27 @@ def decide(comparison: Comparison, promotion: PromotionConfig) -> Verdict:
     return Verdict(above, f"{shown}, {'above' if above else 'not above'} {least:g} ({promotion.rule})")
 
 
-def ask(comparison: Comparison, verdict: Verdict, promotion: PromotionConfig, *, title: str) -> Verdict:
-    """Pause the flow run until a person has answered in the UI.
+def wait_for_answer(question: str, evidence: str, *, recommended: bool, answer_within_h: float) -> Approval:
+    """Pause the flow run until a person has answered in the UI; see `flows.approve`."""
+    form = Approval.with_initial_data(description=f"**{question}**\n\n{evidence}", promote=recommended)
+    seconds = max(1, int(answer_within_h * 3600))
+    return pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=min(_POLL_S, seconds))
 
-    Raises:
-        prefect.exceptions.FlowPauseTimeout: nobody did in time; the run has failed by then, and what was in use stays.
-    """
-    shown = f"**{title}**\n\nThe evidence: {verdict.reason}\n\n{as_markdown(comparison)}"
-    form = Approval.with_initial_data(description=shown, promote=verdict.promote)
-    seconds = int(promotion.answer_within_h * 3600)
-    answer = pause_flow_run(wait_for_input=form, timeout=max(1, seconds), poll_interval=min(_POLL_S, max(1, seconds)), key="approval")
+
+def conclude_answer(answer: Approval, verdict: Verdict) -> Verdict:
+    """What a person said, with what the evidence says."""
     said = f"a person {'approved' if answer.promote else 'declined'}{f' ({answer.note})' if answer.note else ''}"
     return Verdict(answer.promote, f"{said}; the evidence: {verdict.reason}")
+
+
+def describe_evidence(comparison: Comparison, verdict: Verdict) -> str:
+    """As Markdown for the form in the UI, which is too narrow for a table."""
+    lines = [f"The evidence: {verdict.reason}", ""]
+    for row in comparison["table"]:
+        beside = f"; in use {row['champion']}" if row["champion"] else ""
+        difference = f"; difference {row['difference']}" if row["difference"] else ""
+        lines.append(f"* **{row['metric']}** {row['challenger']}{beside}{difference}")
+    return "\n".join(lines)
 
 
 def as_markdown(comparison: Comparison) -> str:

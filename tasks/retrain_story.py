@@ -1,5 +1,6 @@
 """What a retraining tells: the name of its run, tables and a summary in the UI, events for automations, lines for the terminal."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -60,8 +61,18 @@ def tell_drift(store: str, archive: ArchivePlan, found: Any) -> None:
         _emit("normascope.drift.seen", store, {"archive": archive.into, "alarm": archive.drift_above, **found})
 
 
-def tell_end(store: str, name: str, summary: RetrainSummary, comparison: Comparison | None = None) -> RetrainSummary:
-    """The summary as Markdown and as an event."""
+def tell_end(
+    store: str, name: str, summary: RetrainSummary, comparison: Comparison | None = None, lineage: Sequence[str] = ()
+) -> RetrainSummary:
+    """The summary as Markdown and as an event.
+
+    Args:
+        store: of the retraining.
+        name: of its configuration.
+        summary: what it came to.
+        comparison: champion against challenger; none where nothing was new.
+        lineage: URIs in the order in which one was made of the other.
+    """
     if summary["outcome"] == "nothing new":
         _emit("normascope.retrain.nothing-new", store, {"data": summary["data"]})
     else:
@@ -70,7 +81,11 @@ def tell_end(store: str, name: str, summary: RetrainSummary, comparison: Compari
     if summary["champion"] is not None:
         lines.append(f"* in use: {_name(summary['champion'])}")
     links = {"report": summary["report_uri"], "drift of the archive": summary["drift_uri"]}
-    lines += [f"* [{what}]({filesystems.as_link(uri)})" for what, uri in links.items() if uri is not None]
+    # the path as text too: a browser opens no file from a page that came over http
+    lines += [f"* [{what}]({filesystems.as_link(uri)}): {_as_code(uri)}" for what, uri in links.items() if uri is not None]
+    if lineage:
+        made = " → ".join(_as_code(uri.removeprefix(store).lstrip("/")) for uri in lineage)
+        lines.append(f"* lineage, in {_as_code(store)}: {made}")
     if summary["archive_uri"] is not None:
         lines.append(f"* look at the archive: `normascope view {summary['archive_uri']}`")
     if comparison is not None:
@@ -86,6 +101,10 @@ def describe_retraining(summary: RetrainSummary) -> list[str]:
         lines.append(f"in use:     {_name(summary['champion'])}, {summary['champion']['uri']}")
     links = {"report": summary["report_uri"], "archive": summary["archive_uri"], "drift": summary["drift_uri"]}
     return lines + [f"{f'{what}:':<11} {filesystems.local_path(uri) or uri}" for what, uri in links.items() if uri is not None]
+
+
+def _as_code(uri: str) -> str:
+    return f"`{str(filesystems.local_path(uri) or uri).replace('`', chr(39))}`"
 
 
 def _name(model: ModelReference) -> str:

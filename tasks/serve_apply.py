@@ -194,9 +194,9 @@ def tell_of_failed(client: SyncPrefectClient, block: str | None) -> AutomationCo
         ) from None
     return AutomationCore(
         name=FAILED_AUTOMATION,
-        description="Made by `normascope serve` from `notify` of its file.",
+        description="Also of paused ones, which wait for an answer. Made by `normascope serve` from `notify` of its file.",
         trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.Paused"},
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             posture=Posture.Reactive,
             threshold=1,

@@ -117,9 +117,12 @@ class DeploymentSpec(_Part):
         return triggers
 
     def build_triggers(self) -> list[DeploymentTriggerTypes]:
-        """As Prefect's own triggers, named after the deployment as `prefect deploy` names them."""
-        named = ({"name": f"{self.name}__automation_{number}", **trigger} for number, trigger in enumerate(self.triggers, start=1))
-        return [_TRIGGER.validate_python(trigger) for trigger in named]
+        """As Prefect's own triggers, those without a name named by what they wait for and what they start."""
+        return [_TRIGGER.validate_python({"name": self._name_trigger(trigger), **trigger}) for trigger in self.triggers]
+
+    def _name_trigger(self, trigger: dict[str, Any]) -> str:
+        awaited = trigger.get("expect") or ["its trigger"]
+        return f"normascope: {self.name} on {' or '.join([awaited] if isinstance(awaited, str) else awaited)}"
 
 
 class OperationSpec(_Part):

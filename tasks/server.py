@@ -80,6 +80,7 @@ def configure_prefect() -> None:
         # in its memory, as is the default, a server that restarts forgets who holds slots, and nobody gives them back
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,methods,storage",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # what threads of a run log is of no run to Prefect
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # tracebacks and steps stand in the UI; the terminal gets bars and messages
     }
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):  # who may start the server with it may also use it

@@ -69,11 +69,9 @@ def announce(report: Any, ui_url: str, *, painted: bool) -> None:
 
 def _show_warnings() -> None:
     """What a run has to say of the data goes to the terminal as well as to the UI."""
-    from tasks.logs import ROOMS, write_json_lines
-    from tasks.settings import load_settings
+    from tasks.logs import ROOMS, log_as_set
 
-    if load_settings().log_format == "json":
-        write_json_lines()
+    if log_as_set():
         return
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)

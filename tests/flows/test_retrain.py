@@ -21,6 +21,7 @@ from flows.retrain import load_retrain, retrain_scheduled
 from storage.archives import open_archive
 from storage.champions import ChampionError, find_champion, promote, read_champion, roll_back
 from storage.manifest import read_manifest
+from tasks.assets import asset_key
 from tasks.caching import steps
 from tasks.retrain_story import RetrainSummary
 from tests.archives import write_archive_pictures
@@ -89,6 +90,35 @@ def answer_when_asked(**answer: Any) -> threading.Thread:
     return thread
 
 
+def read_lineage() -> dict[str, set[str]]:
+    """Of the assets that the server was told of last: what each was made of."""
+    made = {"filter": {"event": {"name": ["prefect.asset.materialization.succeeded"]}}, "limit": 50}
+    with get_client(sync_client=True) as client:
+        events = client._client.post("/events/filter", json=made).raise_for_status().json()["events"]
+    return {
+        event["resource"]["prefect.resource.id"]: {
+            each["prefect.resource.id"] for each in event["related"] if each["prefect.resource.role"] == "asset"
+        }
+        for event in reversed(events)
+    }
+
+
+def wait_for_lineage(made: str, of: str) -> None:
+    """Until the server has written down that something was made of something, in as many steps as it took."""
+    deadline = time.monotonic() + 30
+    while True:
+        lineage = read_lineage()
+        ancestors, waiting = set(), [made]
+        while waiting:
+            new = lineage.get(waiting.pop(), set()) - ancestors
+            ancestors |= new
+            waiting += new
+        if of in ancestors:
+            return
+        assert time.monotonic() < deadline, lineage
+        time.sleep(0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_store_is_retrained_week_by_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +168,10 @@ def test_a_store_is_retrained_week_by_week(tmp_path: Path, monkeypatch: pytest.M
     assert {"retrain weekly on 84 pictures: 24 new, 0 changed, 0 gone"} <= {run.name for run in runs if "retrain" in run.tags}
     assert "champion-against-challenger" in {artifact.key for artifact in artifacts}
 
+    manifest = asset_key(second.champion.manifest["uri"])
+    wait_for_lineage(asset_key(f"{store}/champion.json"), manifest)
+    wait_for_lineage(asset_key(open_archive(str(tmp_path / "archive")).scores_uri("champion", 2)), asset_key(second.champion.uri))
+
     assert roll_back(store).champion.digest == first.champion.digest
     assert retrain_counting(config)[0]["outcome"] == "nothing new"
     with pytest.raises(FlowPauseTimeout):
@@ -147,6 +181,11 @@ def test_a_store_is_retrained_week_by_week(tmp_path: Path, monkeypatch: pytest.M
     person = answer_when_asked(promote=True, note="looked at the worst misses")
     summary, done = retrain_counting(asked)
     person.join(timeout=30)
+    with get_client(sync_client=True) as client:
+        asking = [run for run in client.read_flow_runs() if run.name.startswith("weekly: put patchcore")]
+    # not the run itself pauses: it would lose its slot of the deployment's limit
+    assert all(run.parent_task_run_id is not None and "approval" in run.tags for run in asking)
+    assert {run.state_name for run in asking} == {"Failed", "Completed"}
     assert "a person approved (looked at the worst misses); the evidence: this model was in use and was rolled back" in summary["reason"]
     assert "train" not in done
     assert (read_champion(store).champion.digest, read_champion(store).champion.by) == (second.champion.digest, "person")
