@@ -82,10 +82,10 @@ def tell_end(
         lines.append(f"* in use: {_name(summary['champion'])}")
     links = {"report": summary["report_uri"], "drift of the archive": summary["drift_uri"]}
     # the path as text too: a browser opens no file from a page that came over http
-    lines += [f"* [{what}]({filesystems.as_link(uri)}): {_as_code(uri)}" for what, uri in links.items() if uri is not None]
+    lines += [f"* [{what}]({filesystems.as_link(uri)}): {_as_code(_place(uri))}" for what, uri in links.items() if uri is not None]
     if lineage:
         made = " → ".join(_as_code(uri.removeprefix(store).lstrip("/")) for uri in lineage)
-        lines.append(f"* lineage, in {_as_code(store)}: {made}")
+        lines.append(f"* lineage, in {_as_code(_place(store))}: {made}")
     if summary["archive_uri"] is not None:
         lines.append(f"* look at the archive: `normascope view {summary['archive_uri']}`")
     if comparison is not None:
@@ -103,8 +103,12 @@ def describe_retraining(summary: RetrainSummary) -> list[str]:
     return lines + [f"{f'{what}:':<11} {filesystems.local_path(uri) or uri}" for what, uri in links.items() if uri is not None]
 
 
-def _as_code(uri: str) -> str:
-    return f"`{str(filesystems.local_path(uri) or uri).replace('`', chr(39))}`"
+def _place(uri: str) -> str:
+    return str(filesystems.local_path(uri) or uri)
+
+
+def _as_code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"
 
 
 def _name(model: ModelReference) -> str:
