@@ -136,9 +136,9 @@ def _cut_pool(source: np.ndarray, quilt: _Quilt, rng: np.random.Generator) -> _P
 
 def _choose_patches(pool: _Pool, quilt: _Quilt, rng: np.random.Generator) -> np.ndarray:
     """(rows, columns) int: for each place the candidate that differs least from what lies to its left and above it, and from the target."""
-    small = pool.patches[:, quilt.unit_px // 2 :: quilt.unit_px, quilt.unit_px // 2 :: quilt.unit_px].astype(
-        np.float32
-    )  # (pool, 32, 32, 3)
+    middles = slice(quilt.unit_px // 2, None, quilt.unit_px)
+    small = pool.patches[:, middles, middles].astype(np.float32)  # (pool, 32, 32, 3)
+    left, top = (part.reshape(_POOL, -1) for part in (small[:, :, :_OVERLAP], small[:, :_OVERLAP]))
     brightness = _mean_blocks(small.mean(axis=3))  # (pool, 4, 4)
     target = _draw_target(brightness, quilt, rng)
     laid = np.zeros((_STEP * quilt.rows + _OVERLAP, _STEP * quilt.columns + _PATCH, 3), np.float32)
@@ -150,14 +150,21 @@ def _choose_patches(pool: _Pool, quilt: _Quilt, rng: np.random.Generator) -> np.
             candidates = rng.integers(0, _POOL, _CANDIDATES)
             error = _TARGET_WEIGHT * np.square(brightness[candidates] - _mean_blocks(target[here])).mean(axis=(1, 2))
             if column:
-                error += np.square(small[candidates, :, :_OVERLAP] - laid[here][:, :_OVERLAP]).mean(axis=(1, 2, 3))
+                error += _mean_squares(left[candidates], laid[here][:, :_OVERLAP])
             if row:
-                error += np.square(small[candidates, :_OVERLAP] - laid[here][:_OVERLAP]).mean(axis=(1, 2, 3))
+                error += _mean_squares(top[candidates], laid[here][:_OVERLAP])
             around = chosen[max(row - 1, 0) : row + 1, max(column - 1, 0) : column + 2]
             error[_are_near(pool.corners[candidates], pool.corners[around[around >= 0]], quilt)] += _REPETITION
             chosen[row, column] = candidates[error.argmin()]
             laid[here] = small[chosen[row, column]]
     return chosen
+
+
+def _mean_squares(candidates: np.ndarray, laid: np.ndarray) -> np.ndarray:
+    """(n,) float32: how far the candidates (n, values), which are overwritten, are from what is laid there."""
+    candidates -= laid.reshape(-1)
+    np.square(candidates, out=candidates)
+    return np.asarray(candidates.mean(axis=1))
 
 
 def _are_near(corners: np.ndarray, others: np.ndarray, quilt: _Quilt) -> np.ndarray:
@@ -210,7 +217,15 @@ def _join_overlaps(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarra
     error = np.concatenate([_squared_difference(*pair) for pair in pairs]).transpose(1, 0, 2)  # (length, pairs · m, breadth)
     cuts = find_cuts(error).T.reshape(len(pairs), len(pairs[0][0]), -1, 1)
     across = np.arange(error.shape[2])
-    return [np.where((across < cut)[..., None], first, second) for (first, second), cut in zip(pairs, cuts, strict=True)]
+    return [_select(across < cut, first, second) for (first, second), cut in zip(pairs, cuts, strict=True)]
+
+
+def _select(where: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pixels of `first` (..., 3) where (...) is true, else of `second`; by channel, as NumPy broadcasts slowly along an axis of three."""
+    chosen = second.copy()
+    for channel in range(chosen.shape[-1]):
+        np.copyto(chosen[..., channel], first[..., channel], where=where)
+    return chosen
 
 
 def _squared_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -230,8 +245,10 @@ def _vary_density(tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     table = _with_density(np.arange(256), np.linspace(0.96, 1.04, _DENSITY_LEVELS)[:, None])  # (levels, 256)
     side = -(-max(tissue.shape[:2]) // _GRAIN_PX)
     level = np.clip(0.5 + 0.2 * _smooth_noise(side, rng, cells=5), 0, 1) * (_DENSITY_LEVELS - 1)
-    index = _repeat(level.round().astype(np.uint16) << 8, *tissue.shape[:2])
-    return table.ravel()[index[..., None] | tissue]
+    height_px, width_px = tissue.shape[:2]
+    index = _repeat((level.round().astype(np.uint16) << 8).repeat(3, axis=1), height_px, 3 * width_px).reshape(tissue.shape)
+    index |= tissue
+    return table.ravel()[index]
 
 
 def _with_density(value: np.ndarray, gain: np.ndarray) -> np.ndarray:
@@ -270,13 +287,16 @@ def _draw_glass(size_px: int, rng: np.random.Generator) -> np.ndarray:
     """(size_px, size_px, 3) uint8: a slow gradient of light and the sensor's noise, without colour."""
     darkest, brightest = _GLASS
     shade = 0.5 * (1 + np.tanh(_smooth_noise(-(-size_px // _GRAIN_PX), rng, cells=3)))
-    light = _repeat((darkest + shade * (brightest - darkest)).round().astype(np.uint8), size_px, size_px)
-    bits = np.frombuffer(rng.bytes(3 * size_px**2), np.uint8).reshape(size_px, size_px, 3)
-    return light[..., None] - np.uint8(2) + np.bitwise_count(bits & 15)  # four coins: mean 2, variance 1
+    light = (darkest + shade * (brightest - darkest)).round().astype(np.uint8) - np.uint8(2)
+    glass = np.frombuffer(bytearray(rng.bytes(3 * size_px**2)), np.uint8).reshape(size_px, -1)  # channels side by side
+    glass &= 15
+    np.bitwise_count(glass, out=glass)  # four coins: mean 2, variance 1
+    glass += _repeat(light.repeat(3, axis=1), size_px, 3 * size_px)
+    return glass.reshape(size_px, size_px, 3)
 
 
 def _lay(tissue: np.ndarray, *, over: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    laid = np.where((opacity == 255)[..., None], tissue, over)
+    laid = _select(opacity == 255, tissue, over)
     border = (opacity > 0) & (opacity < 255)
     share = opacity[border][:, None] / 255
     laid[border] = np.rint(share * tissue[border] + (1 - share) * over[border])
