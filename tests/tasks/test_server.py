@@ -1,8 +1,11 @@
+import os
 import re
 import socket
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
@@ -27,6 +30,14 @@ def test_a_given_server_that_does_not_answer_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(server.ServerError, match=r"PREFECT_API_URL = http://127.0.0.1:9/api"):
         server.ensure_server()
+
+
+def test_slots_are_kept_in_files_by_a_storage_that_prefect_has(tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"NORMASCOPE_HOME": str(tmp_path)}):
+        os.environ.pop("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", None)
+        server.configure_prefect()
+        kept = import_module(os.environ["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]).ConcurrencyLeaseStorage(tmp_path)
+    assert kept.storage_path == tmp_path
 
 
 def test_a_log_that_grows_is_moved_aside_under_its_writer(tmp_path: Path) -> None:
