@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,13 +89,14 @@ def configure_prefect() -> None:
         os.environ.setdefault(name, value)
 
 
-def ensure_server(*, port: int | None = None) -> str:
+def ensure_server(*, port: int | None = None, meanwhile: Callable[[], None] = lambda: None) -> str:
     """Address of the Prefect UI, with PREFECT_API_URL set to its API.
 
     Uses the server at PREFECT_API_URL where that is set, the one that an earlier command left running, or starts one.
 
     Args:
         port: insist on this port; otherwise 4200, or the next free one.
+        meanwhile: called while a server starts, which takes seconds; not where one runs. It imports no Prefect.
 
     Raises:
         ServerError: the port is taken, the server does not answer, or it refuses the credentials.
@@ -111,7 +112,7 @@ def ensure_server(*, port: int | None = None) -> str:
         if server is None or (port is not None and server.port != port):
             if server is not None:
                 raise ServerError(f"the server already runs at {server.ui_url}: stop it first (normascope ui --stop), or leave --port out")
-            server = _start(port) if port is not None else _start_anywhere()
+            server = _start(port, meanwhile) if port is not None else _start_anywhere(meanwhile)
     _check_credentials(f"{server.ui_url}/api")
     os.environ["PREFECT_API_URL"] = f"{server.ui_url}/api"
     return server.ui_url
@@ -145,19 +146,19 @@ def stop_server() -> Server | None:
     return server
 
 
-def _start_anywhere() -> Server:
+def _start_anywhere(meanwhile: Callable[[], None]) -> Server:
     """On the first free port; another home's server may take it at the same moment."""
     for _ in range(_TRIES - 1):
         with suppress(_PortLostError):
-            return _start(_free_port(load_settings().port))
-    return _start(_free_port(load_settings().port))
+            return _start(_free_port(load_settings().port), meanwhile)
+    return _start(_free_port(load_settings().port), meanwhile)
 
 
 class _PortLostError(ServerError):
     """Another program has taken the port meanwhile."""
 
 
-def _start(port: int) -> Server:
+def _start(port: int, meanwhile: Callable[[], None]) -> Server:
     if not _is_free(port):
         raise ServerError(f"port {port} is taken by another program: give another one with --port, or stop that program")
     log_path().parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +178,7 @@ def _start(port: int) -> Server:
         )
     server = Server(pid=process.pid, created=psutil.Process(process.pid).create_time(), port=port)
     deadline = time.monotonic() + _START_TIMEOUT_S
+    meanwhile()
     while not (_listens(process.pid, port) and is_healthy(f"{server.ui_url}/api")):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

@@ -27,7 +27,7 @@ def command(port: int | None) -> Iterator[str]:
     with errors():
         server.configure_prefect()
         started = time.monotonic()
-        address = server.ensure_server(port=port)
+        address = server.ensure_server(port=port, meanwhile=_import_torch)
         typer.echo(f"Prefect UI: {address}", err=True)
         tag = f"command-{uuid.uuid4().hex[:8]}"
         _stop_at_once(tag)
@@ -65,6 +65,12 @@ def announce(report: Any, ui_url: str, *, painted: bool) -> None:
         f"report:     {filesystems.local_path(report['html_uri']) or report['html_uri']}" + (" (painted anomalies)" if painted else "")
     )
     typer.echo(f"Prefect UI: {ui_url}")
+
+
+def _import_torch() -> None:
+    """And what else nearly every command imports later: seconds that cost nothing while a server starts."""
+    import methods.training.fit  # noqa: F401
+    import storage.manifest  # noqa: F401
 
 
 def _show_warnings() -> None:
