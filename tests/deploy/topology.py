@@ -21,7 +21,7 @@ from tests.deploy.deployed import DEPLOY, ROOT, compose
 from tests.servers import S3Server, free_ports, s3_server
 
 _READY_S = 90
-_GRACE_S = 10
+_GRACE_S = 30  # `normascope serve` ends the runs of its worker first
 _PORTS = ("postgres:5432", "redis:6379", "server:4200", "scheduler:8786", "127.0.0.1:8787")
 _SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "PREFECT_AUTH", "S3_ACCESS_KEY", "S3_SECRET_KEY")
 
