@@ -217,18 +217,14 @@ class TiffSlide:
         if not 0 <= level < len(self._levels):
             return None
         tiles = self._levels[level]
-        row, column = y_px // tiles.tile_height_px, x_px // tiles.tile_width_px
-        is_tile = (x_px, y_px, width_px, height_px) == (
-            column * tiles.tile_width_px, row * tiles.tile_height_px, tiles.tile_width_px, tiles.tile_height_px
-        )  # fmt: skip
-        inside = x_px >= 0 and y_px >= 0 and x_px + width_px <= tiles.width_px and y_px + height_px <= tiles.height_px
-        return row * tiles.tiles_across + column if is_tile and inside else None
+        if width_px != tiles.tile_width_px or height_px != tiles.tile_height_px or x_px % width_px or y_px % height_px:
+            return None
+        inside = 0 <= x_px <= tiles.width_px - width_px and 0 <= y_px <= tiles.height_px - height_px
+        return y_px // height_px * tiles.tiles_across + x_px // width_px if inside else None
 
     def _read_tile(self, level: int, index: int) -> NDArray[np.uint8]:
         """A whole tile, which no neighbour shares: it is not kept, so that its memory is free for the next."""
-        with self._lock:
-            kept = self._kept.get((level, index))
-        if kept is not None:
+        if (kept := self._kept.get((level, index))) is not None:  # one step to the interpreter: no lock is needed
             return kept.copy()
         tiles = self._levels[level]
         [data] = self._read_bytes([(tiles.offsets[index], tiles.byte_counts[index])])
@@ -351,13 +347,15 @@ def _downsamples(dimensions: Sequence[tuple[int, int]]) -> tuple[float, ...]:
 def _clip(
     slide: SlideReader, x_px: int, y_px: int, width_px: int, height_px: int, level: int
 ) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
-    """Check a rectangle; give a white canvas for it and the part (x0, y0, x1, y1) of it that lies on the slide."""
+    """Check a rectangle; give a canvas for it, white where no slide is, and the part (x0, y0, x1, y1) of it that lies on the slide."""
     if not 0 <= level < len(slide.level_dimensions):
         raise ValueError(f"expected a level from 0 to {len(slide.level_dimensions) - 1}, got {level}")
     if width_px < 1 or height_px < 1:
         raise ValueError(f"expected a region of at least 1x1 px, got {width_px}x{height_px}")
     level_width_px, level_height_px = slide.level_dimensions[level]
     inside = (max(x_px, 0), max(y_px, 0), min(x_px + width_px, level_width_px), min(y_px + height_px, level_height_px))
+    if inside == (x_px, y_px, x_px + width_px, y_px + height_px):
+        return np.empty((height_px, width_px, 3), np.uint8), inside  # nothing of it will be seen
     return np.full((height_px, width_px, 3), 255, np.uint8), inside
 
 
@@ -395,9 +393,11 @@ def look_over(slide: SlideReader, max_px: int) -> tuple[NDArray[np.uint8], NDArr
                 holes[int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = True
             if holes.all():
                 raise UnreadableSlideError(f"nothing of the slide can be decoded: {error}") from error
-        bands.append(np.asarray(Image.fromarray(band).reduce(factor)))
-    box = (0, 0, width_px / factor, height_px / factor)
-    return np.asarray(Image.fromarray(np.concatenate(bands)).resize(size, Image.Resampling.LANCZOS, box=box)), holes
+        bands.append(band if factor == 1 else np.asarray(Image.fromarray(band).reduce(factor)))
+    reduced, box = np.concatenate(bands), (0, 0, width_px / factor, height_px / factor)
+    if box[2:] == size:
+        return reduced, holes
+    return np.asarray(Image.fromarray(reduced).resize(size, Image.Resampling.LANCZOS, box=box)), holes
 
 
 def _read_past_damage(slide: SlideReader, y_px: int, height_px: int, level: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,10 +1,12 @@
 """The levels of a plain tiled TIFF or Aperio SVS: where each tile's bytes stand, and how they are decoded as OpenSlide does it."""
 
 import math
+import operator
 import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO
 
 import imagecodecs
@@ -49,7 +51,7 @@ class TiffLevel:
     byte_counts: Sequence[int]
     decode: Callable[[bytes, int], NDArray[np.uint8]]  # bytes and index of a tile -> (H, W, 3); raises what its codec raises
 
-    @property
+    @cached_property
     def tiles_across(self) -> int:
         """Tiles in a row."""
         return math.ceil(self.width_px / self.tile_width_px)
@@ -115,7 +117,7 @@ def _describe_level(page: tifffile.TiffPage, size_bytes: int, uri: str) -> TiffL
     tile_count = math.ceil(page.imagewidth / page.tilewidth) * math.ceil(page.imagelength / page.tilelength)
     if not len(offsets) == len(byte_counts) == tile_count:
         raise NotPlainTiffError(f"a level of {page.imagewidth}x{page.imagelength} px without its {tile_count} tiles")
-    end = max(offset + count for offset, count in zip(offsets, byte_counts, strict=True))
+    end = max(map(operator.add, offsets, byte_counts))
     if end > size_bytes:
         raise UnreadableSlideError(f"{uri}: truncated: its tiles reach to byte {end}, the file has {size_bytes}")
     return TiffLevel(

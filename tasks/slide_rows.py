@@ -1,7 +1,9 @@
 """The tiles of one slide: tissue mask, grid at a spacing, labels from outlines, a cap, flags, and a preview of all that."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from tasks.transforms import stain_transform
 _THUMBNAIL_PX = 1024
 _FLAG_SPACING_UM = 2.0  # fine enough to tell sharp nuclei from blurred ones, a sixteenth of the pixels of 0.5 µm
 _STAIN_TILES = 16
+_BAND_PX = 256  # about a tile of the level, of which whatever is touched is decoded
 _MASK_PX_A_TILE = 32  # outlines are rasterised this finely
 
 
@@ -172,25 +175,45 @@ def _look_at_tiles(slide: SlideReader, spacing_um: float, boxes: np.ndarray, qua
     reduction = max(1, int(_FLAG_SPACING_UM / (spacing_um * downsample)))
     measured, unreadable = np.full((2, len(boxes)), np.nan), {}
     boxes = (boxes / downsample).round().astype(int)
-    for row in np.split(np.arange(len(boxes)), np.flatnonzero(np.diff(boxes[:, 1])) + 1) if len(boxes) else ():
+    for band in _bands(boxes):
         try:
-            measured[:, row] = _measure_row(slide, boxes[row], level, reduction)
-        except UnreadableSlideError:  # one by one: the others of the row are sound
-            for tile in row.tolist():
+            measured[:, band] = _measure_band(slide, boxes[band], level, reduction)
+        except UnreadableSlideError:  # one by one: the others of the band are sound
+            for tile in range(band.start, band.stop):
                 try:
-                    measured[:, [tile]] = _measure_row(slide, boxes[[tile]], level, reduction)
+                    measured[:, [tile]] = _measure_band(slide, boxes[[tile]], level, reduction)
                 except UnreadableSlideError as error:
                     unreadable[tile] = f"unreadable: {error}"
     return _Findings(quality.flags(*measured), unreadable)
 
 
-def _measure_row(slide: SlideReader, row: np.ndarray, level: int, reduction: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sharpness and ink of tiles of one row of the grid, (n, 4) in pixels of the level; (n,) each."""
-    left, top, right, bottom = row[:, 0].min(), row[0, 1], row[:, 2].max(), row[0, 3]
+def _bands(boxes: np.ndarray) -> Iterator[slice]:
+    """Rows of the grid that are read together, because where tiles are small each would read the same few tiles of the level."""
+    rows, start = _starts_of_rows(boxes), 0
+    for begin, end in pairwise([*rows.tolist(), len(boxes)]):
+        if begin > start and boxes[end - 1, 3] - boxes[start, 1] > _BAND_PX:
+            yield slice(start, begin)
+            start = begin
+    if len(boxes):
+        yield slice(start, len(boxes))
+
+
+def _starts_of_rows(boxes: np.ndarray) -> np.ndarray:
+    """Where the rows of the grid begin among boxes (n, 4) that are listed row by row."""
+    return np.flatnonzero(np.diff(boxes[:, 1], prepend=-1))
+
+
+def _measure_band(slide: SlideReader, boxes: np.ndarray, level: int, reduction: int) -> np.ndarray:
+    """(2, n) sharpness and ink of tiles of some rows of the grid, (n, 4) in pixels of the level."""
+    (left, top), (right, bottom) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     pixels = slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level)
-    if reduction > 1:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(reduction))
-    return measure_tiles(pixels, (row[:, ::2] - left) / reduction)
+    measured = np.empty((2, len(boxes)))
+    for row in np.split(np.arange(len(boxes)), _starts_of_rows(boxes)[1:]):
+        strip = pixels[boxes[row[0], 1] - top : boxes[row[0], 3] - top]
+        if reduction > 1:
+            strip = np.asarray(Image.fromarray(strip).reduce(reduction))
+        measured[:, row] = measure_tiles(strip, (boxes[row, ::2] - left) / reduction)
+    return measured
 
 
 def _read_some(slide: SlideReader, view: TileLevel, corners: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from methods.curation.hashing import compiled
-from methods.curation.quality import ink_mask
+from methods.curation.quality import DENSITY, is_ink
 
 _CELL_PX = 16  # contrast counts within cells, so that a change of stain from one side of the tile to the other is no sharpness
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
@@ -28,8 +28,8 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     laplacian, square, within_cells = _mean_in_spans(_sum_columns(strip), spans.round().astype(np.int64), strip.shape[0])
     variance = square - laplacian**2 - _ROUNDING
     sharpness = np.divide(np.maximum(variance, 0), within_cells, out=np.zeros_like(variance), where=within_cells > 1e-3)
-    ink = ink_mask(strip[::_INK_STEP, ::_INK_STEP])
-    [ink_share] = _mean_in_spans(ink.sum(axis=0, dtype=np.float64)[None], (spans / _INK_STEP).round().astype(np.int64), ink.shape[0])
+    ink, ink_spans = _count_ink(strip, DENSITY), (spans / _INK_STEP).round().astype(np.int64)
+    [ink_share] = _mean_in_spans(ink[None], ink_spans, -(-strip.shape[0] // _INK_STEP))
     return sharpness, ink_share
 
 
@@ -49,35 +49,57 @@ def _mean_in_spans(sums: np.ndarray, spans: np.ndarray, height: int) -> np.ndarr
 
 @compiled
 def _sum_columns(strip: np.ndarray) -> np.ndarray:
-    """(3, w) float64 sums over each column: the Laplacian, its square, the squared difference from the mean of the cell.
+    """(3, w) float32 sums over each column: the Laplacian, its square, the squared difference from the mean of the cell.
 
-    In one pass over memory rather than one for each operation, because every tile of every slide comes by. The Laplacian of the rim is 0;
-    cells at the far rim are smaller.
+    A row at a time, whatever it takes from memory then being in the nearest cache, because every tile of every slide comes by. The
+    Laplacian of the rim is 0; cells at the far rim are smaller.
     """
-    height, width = strip.shape[0], strip.shape[1]
-    grey = np.empty((height, width), np.float32)
-    for y in range(height):
-        for x in range(width):
-            grey[y, x] = _RED * strip[y, x, 0] + _GREEN * strip[y, x, 1] + _BLUE * strip[y, x, 2]
-    sums = np.zeros((3, width))
+    grey = _to_grey(strip)
+    height, width = grey.shape
+    sums = np.zeros((3, width), np.float32)
+    laplacians, squares, differences = sums[0], sums[1], sums[2]
     for y in range(1, height - 1):
+        above, row, below = grey[y - 1], grey[y], grey[y + 1]
         for x in range(1, width - 1):
-            laplacian = grey[y, x - 1] + grey[y, x + 1] + grey[y - 1, x] + grey[y + 1, x] - np.float32(4) * grey[y, x]
-            sums[0, x] += laplacian
-            sums[1, x] += laplacian * laplacian
-    mean, total = np.empty(width, np.float32), np.empty((width + _CELL_PX - 1) // _CELL_PX, np.float32)
+            laplacian = row[x - 1] + row[x + 1] + above[x] + below[x] - np.float32(4) * row[x]
+            laplacians[x] += laplacian
+            squares[x] += laplacian * laplacian
+    total, mean = np.empty(width, np.float32), np.empty(width, np.float32)
     for top in range(0, height, _CELL_PX):
         bottom = min(top + _CELL_PX, height)
         total[:] = 0
         for y in range(top, bottom):
-            for column in range(_CELL_PX):  # all cells side by side: their sums do not wait for each other
-                for x in range(column, width, _CELL_PX):
-                    total[x // _CELL_PX] += grey[y, x]
-        for x in range(width):
-            cell_px = (bottom - top) * (min(x // _CELL_PX * _CELL_PX + _CELL_PX, width) - x // _CELL_PX * _CELL_PX)
-            mean[x] = total[x // _CELL_PX] / cell_px
-        for y in range(top, bottom):
+            row = grey[y]
             for x in range(width):
-                difference = grey[y, x] - mean[x]
-                sums[2, x] += difference * difference
+                total[x] += row[x]
+        for left in range(0, width, _CELL_PX):
+            cell = total[left : left + _CELL_PX]
+            mean[left : left + _CELL_PX] = cell.sum() / np.float32((bottom - top) * len(cell))
+        for y in range(top, bottom):
+            row = grey[y]
+            for x in range(width):
+                difference = row[x] - mean[x]
+                differences[x] += difference * difference
     return sums
+
+
+@compiled
+def _count_ink(strip: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """(w / _INK_STEP,) float32 how many of the pixels that are looked at in a column are ink."""
+    counts = np.zeros(-(-strip.shape[1] // _INK_STEP), np.float32)
+    for y in range(0, strip.shape[0], _INK_STEP):
+        for column in range(len(counts)):
+            red, green, blue = strip[y, column * _INK_STEP]
+            counts[column] += is_ink(density[red], density[green], density[blue])
+    return counts
+
+
+@compiled
+def _to_grey(strip: np.ndarray) -> np.ndarray:
+    """(h, w) float32 of (h, w, 3) uint8; unsigned indices, because only loops that check none for being negative run on vectors."""
+    grey = np.empty(strip.shape[0] * strip.shape[1], np.float32)
+    channels, one, two, three = strip.reshape(-1), np.uint64(1), np.uint64(2), np.uint64(3)
+    for i in range(np.uint64(len(grey))):
+        red, green, blue = channels[three * i], channels[three * i + one], channels[three * i + two]
+        grey[i] = _RED * np.float32(red) + _GREEN * np.float32(green) + _BLUE * np.float32(blue)
+    return grey.reshape(strip.shape[:2])
