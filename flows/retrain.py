@@ -84,9 +84,9 @@ def _retrain(config: RunConfig, plan: RetrainPlan) -> RetrainSummary:
             check_bundle(before.pointer.champion)
         memory, settings = read_memory(store), digest_settings(config.model_dump(mode="json"), plan)
         listing = look_for_data(config.source, store=store, before=memory["listing"] if memory else None)
+        name_run(config.name, listing)
         if is_nothing_new(memory, listing, settings):
             return tell_end(store, config.name, _summarise("nothing new", "the last run was on the same data", listing, before))
-        name_run(config.name, listing)
         manifest, challenger = _train(config, memory, before)
         judged = _judge(config, plan, manifest, challenger, before)
         verdict = _decide(config, plan, judged, challenger, before)
