@@ -21,6 +21,7 @@ from storage import filesystems
 from storage.manifest import read_manifest
 from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.execution import ExecutionConfig, available_cores, executor_for, take_gpu
+from tasks.gpu_slots import hold_gpu_slot
 from tasks.samples import SampleDataset
 from tasks.server import home
 from tasks.training import TrainingConfig, TrainingJob, build_untrained, fit_rows, select_rows
@@ -70,7 +71,8 @@ class FoldJob(BaseModel):
 )
 def score_fold(job: FoldJob, *, trial: int, number: int, execution: ExecutionConfig) -> FoldScores:
     """Train and score on a worker. A training that cannot go on is the trial's failure, not the search's."""
-    return executor_for(execution).run(fit_and_score, job)
+    with hold_gpu_slot(execution):
+        return executor_for(execution).run(fit_and_score, job)
 
 
 def search_execution(execution: ExecutionConfig) -> ExecutionConfig:

@@ -18,6 +18,7 @@ def test_failed_runs_are_sent_to_the_block_that_the_file_names() -> None:
     [action] = automation.actions
     assert isinstance(action, SendNotification)
     assert action.block_document_id == block
+    assert "prefect.flow-run.Paused" in automation.trigger.expect  # somebody is asked
 
 
 def test_without_a_block_nobody_is_told_and_a_missing_one_is_named() -> None:

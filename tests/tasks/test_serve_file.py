@@ -53,6 +53,12 @@ def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, changed: dict[s
         read_yaml(write(tmp_path, **changed), ServeFile)
 
 
+def test_triggers_are_named_by_what_they_wait_for(tmp_path: Path) -> None:
+    triggers = [{"type": "event", "expect": ["normascope.drift.seen"]}, {"type": "event", "name": "ours", "expect": ["x"]}]
+    (deployment,) = read_yaml(write(tmp_path, triggers=triggers), ServeFile).deployments
+    assert [trigger.name for trigger in deployment.build_triggers()] == ["normascope: weekly on normascope.drift.seen", "ours"]
+
+
 def test_an_expired_schedule_that_is_off_disturbs_nobody(tmp_path: Path) -> None:
     schedules = [{"rrule": "FREQ=DAILY;UNTIL=20200301T000000", "active": False}, {"rrule": "FREQ=DAILY;UNTIL=29990101T000000"}]
     assert len(read_yaml(write(tmp_path, schedules=schedules), ServeFile).deployments[0].schedules) == 2
