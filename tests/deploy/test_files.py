@@ -1,12 +1,13 @@
 """The files of deploy/ without a container engine: by their schemas, and by what they promise."""
 
+import ast
 import json
 import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prefect_redis.client import RedisMessagingSettings
 from tests.deploy.deployed import DEPLOY, KUBERNETES, ROOT, compose, locked, read_dockerfile, read_lock, read_schema, read_yaml
 
 OF_PREFECT_REDIS = {f"PREFECT_REDIS_MESSAGING_{name.upper()}" for name in RedisMessagingSettings.model_fields}
+ROOMS = {"flows", "tasks", "methods", "storage"}
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|_KEY$|CONNECTION_URL|ACCESS_KEY")
 # what ours may set, and of which type it is, by the schemas that the charts prefect-server and prefect-worker bring (values.schema.json of
 # prefect-helm at 81c567bf and 011ea676, which refuse every other key below `server` and `worker`) and by the values of
@@ -150,6 +152,19 @@ def test_images_hold_what_was_tested_without_the_tools_that_tested_it() -> None:
     assert requirements_of(asked) <= {pinned.split("==")[0] for pinned in held}
     tools = {canonicalize_name(Requirement(line).name) for line in project["dependency-groups"]["dev"]}
     assert tools & {pinned.split("==")[0] for pinned in held} == set()
+
+
+def test_the_code_imports_only_what_images_hold() -> None:
+    held = {pinned.split("==")[0] for pinned in read_lock(DEPLOY / "image.lock")}
+    imported = set()
+    for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.split(".")[0] for name in names}
+    providers = packages_distributions()
+    assert "torch" in imported
+    assert [name for name in imported & set(providers) - ROOMS if held.isdisjoint(map(canonicalize_name, providers[name]))] == []
 
 
 def requirements_of(asked: list[str]) -> set[str]:
