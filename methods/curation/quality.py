@@ -358,7 +358,7 @@ def is_ink(red: float, green: float, blue: float) -> bool:
     blue_or_green_ink = red > f(1.2) * green or (red > green and total > f(2.5))  # tissue shines through: it adds green
     black_ink = (evenness < f(0.08) and total > f(3.2)) or (evenness < f(0.125) and total > f(4))
     red_ink = red < f(0.12) and blue > f(0.36) and total > f(1.8)
-    return blue_or_green_ink or black_ink or red_ink
+    return bool(blue_or_green_ink or black_ink or red_ink)
 
 
 def _ink_share(pixels: np.ndarray) -> float:

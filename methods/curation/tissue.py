@@ -124,9 +124,9 @@ def _threshold(density: np.ndarray) -> float:
 def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> np.ndarray:
     """(bins,) int64 counts in bins of equal width from `low` to `high`; counted fourfold, so that neighbours do not wait for each other."""
     counts, scale = np.zeros((4, bins + 1), np.int64), np.float32(bins / (high - low))
-    low, flat, mask = np.float32(low), values.reshape(-1), np.uint64(3)
+    lowest, flat, mask = np.float32(low), values.reshape(-1), np.uint64(3)
     for i in range(np.uint64(len(flat))):
-        counts[i & mask, np.uint32((flat[i] - low) * scale)] += 1
+        counts[i & mask, np.uint32((flat[i] - lowest) * scale)] += 1
     counts[:, bins - 1] += counts[:, bins]
     return counts.sum(axis=0)[:bins]
 
