@@ -309,13 +309,19 @@ def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
         raise NoWorkerError(
             f"this machine offers no {_say(config.resources)}: correct execution.resources, or give the address of a cluster"
         )
-    dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_LOST_TIMEOUT_S}s"})
+    dask.config.set(
+        {
+            "distributed.deploy.lost-worker-timeout": f"{_LOST_TIMEOUT_S}s",
+            "distributed.worker.profile.enabled": False,  # it walks every stack 100 times a second, and no dashboard shows it
+        }
+    )
     options = {
         "nthreads": _THREADS_PER_PROCESS,
         "memory_limit": int(MEMORY_LIMIT / len(environments)),
         "resources": {_PROCESS: 1, **config.resources},
         "host": "127.0.0.1",
         "dashboard": False,
+        "preload": ["tasks.dask_worker"],
         "silence_logs": logging.CRITICAL,  # of what a worker says of its own end; what matters the nanny and the scheduler say here
     }
     workers = {number: {"cls": Nanny, "options": {**options, "env": env}} for number, env in enumerate(environments)}

@@ -18,7 +18,7 @@ from flows.config import RunConfig
 from flows.curate import curate
 from flows.search import try_trials
 from methods.training.space import configure
-from tasks.execution import ExecutionConfig
+from tasks.execution import ExecutionConfig, keep_freed_memory
 from tasks.search import Folds, SearchPlan, anomaly_types, deal_folds, draw_few
 from tasks.search_trials import FoldJob, Part, count_slots, fit_and_score, trial_training
 
@@ -30,7 +30,7 @@ RUN = {
     "split": {
         "counts": {"train": {"normal": 300}, "validation": {"normal": 60, "abnormal_each": 10}, "test": {"normal": 60, "abnormal_each": 5}}
     },
-    "detectors": [{"kind": "ae", "input_size_px": 32, "C0": 32, "epochs": 10, "training_batch_size": 16, "batch_size": 64}],
+    "detectors": [{"kind": "ae", "input_size_px": 32, "C0": 32, "epochs": 6, "training_batch_size": 16, "batch_size": 64}],
 }
 PLAN = {"run": "-", "space": {"d": list(range(1, TRIALS + 1))}, "folds": 2, "anomalies": {"count": 10}}
 
@@ -83,6 +83,11 @@ def bare_jobs(config: RunConfig, plan: SearchPlan, folds: Folds, *, store: str) 
 def time_bare(jobs: list[FoldJob], *, processes: int) -> float:
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=be_like_a_worker) as pool:
         assert all(scores["failed"] is None for scores in pool.map(fit_and_score, jobs))
     return time.monotonic() - started
+
+
+def be_like_a_worker() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
