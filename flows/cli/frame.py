@@ -46,15 +46,34 @@ def errors() -> Iterator[None]:
     """Errors that a person can mend become one message and exit code 1; all others keep their traceback."""
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:
+        text = _describe_gone_server(error) or _describe(error)
+        if text is None:
+            raise
         logging.getLogger(__name__).debug("failed", exc_info=True)
-        text = str(error)
-        if isinstance(error, OSError) and error.errno is not None and error.strerror:
-            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-            if error.errno == 28:
-                text += ". The disk is full: nothing half-written is left; make room and run the same command again"
-        typer.secho(f"{type(error).__name__}: {text}", fg="red", err=True)
+        typer.secho(text, fg="red", err=True)
         raise typer.Exit(1) from None
+
+
+def _describe(error: Exception) -> str | None:
+    if not isinstance(error, (ValueError, RuntimeError, OSError)):
+        return None
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        if error.errno == 28:
+            text += ". The disk is full: nothing half-written is left; make room and run the same command again"
+    return f"{type(error).__name__}: {text}"
+
+
+def _describe_gone_server(error: Exception) -> str | None:
+    """Of errors that Prefect's client raises where the server that answered when the command began does not any more."""
+    unreached = type(error).__module__.partition(".")[0] == "httpx" or "Failed to reach API" in str(error)
+    address = os.environ.get("PREFECT_API_URL")
+    if not unreached or address is None or server.is_healthy(address):
+        return None
+    log = f": its log is {server.log_path()}" if server.has_died() else ""
+    return f"ServerError: the Prefect server at {address} has stopped answering{log}. The same command goes on from the finished steps"
 
 
 def announce(report: Any, ui_url: str, *, painted: bool) -> None:

@@ -9,7 +9,9 @@ from unittest import mock
 
 import httpx
 import pytest
+import typer
 
+from flows.cli.frame import errors
 from tasks import server
 from tasks.doctor import _server
 from tests.command import Workplace
@@ -60,6 +62,20 @@ def test_doctor_says_that_the_server_has_died_and_where_its_log_is(tmp_path: Pat
     (tmp_path / "server.json").write_text('{"pid": 1, "created": 0, "port": 9}')
     assert "has ended without being stopped" in _server().text
     assert str(server.log_path()) in _server().text
+
+
+def test_a_server_that_is_gone_in_the_middle_of_a_command_is_named_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    (tmp_path / "server.json").write_text('{"pid": 1, "created": 0, "port": 9}')
+    for error in (httpx.ConnectError("All connection attempts failed"), RuntimeError("Failed to reach API at http://127.0.0.1:9/api/")):
+        with pytest.raises(typer.Exit), errors():
+            raise error
+        assert f"127.0.0.1:9/api has stopped answering: its log is {server.log_path()}" in capsys.readouterr().err
+    with pytest.raises(KeyError), errors():
+        raise KeyError("of ours")
 
 
 @pytest.mark.slow
