@@ -108,7 +108,7 @@ def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
     if absent:
         raise ManifestError(f"manifest columns are missing: {absent}")
     try:
-        return _SCHEMA.validate(complete[list(COLUMNS)], lazy=True)
+        return _SCHEMA.validate(complete[list(COLUMNS)], lazy=True, inplace=True)  # of a frame of our own: no second copy of it
     except pa.errors.SchemaErrors as error:
         cases = error.failure_cases.drop_duplicates(["column", "check"])
         lines = [

@@ -24,10 +24,9 @@ logger = logging.getLogger(__name__)
 
 def list_pictures(rows: pd.DataFrame) -> pd.DataFrame:
     """The usable pictures that have a perceptual hash, one row each, as `find_duplicates` takes them."""
-    hashed = rows[rows["excluded"].isna() & rows["phash"].notna()]
-    return hashed.assign(key=picture_keys(hashed)).drop_duplicates("key")[
-        ["key", "phash", "phash_turns", "features", "uri", "frame", "sha256"]
-    ]
+    keys = picture_keys(rows).where(rows["excluded"].isna() & rows["phash"].notna())
+    first = (keys.notna() & ~keys.duplicated()).to_numpy(bool)
+    return rows.loc[first, ["phash", "phash_turns", "features", "uri", "frame", "sha256"]].assign(key=keys[first])
 
 
 def picture_keys(rows: pd.DataFrame) -> pd.Series:
@@ -53,7 +52,7 @@ def join_rows(rows: pd.DataFrame, pairs: pd.DataFrame, *, config: DuplicateConfi
     """
     rows = rows.copy(deep=False)  # what is assigned below leaves the caller's rows as they are
     usable = rows["excluded"].isna().to_numpy()
-    _check_subjects(rows[usable])
+    _check_subjects(rows, usable)
     pictures = picture_keys(rows)
     labels = _labels_of_pictures(rows, usable)
     _refuse_contradictions(rows, labels, config)
@@ -83,8 +82,9 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
     rows["split"] = pd.Series("archive", index=rows.index, dtype="string").where(usable & ~known)
     ours = usable & known
     if ours.any():
-        rows.loc[ours, "split"] = _deal(rows[ours], prescribed[ours], config, previous)
-    if leaks := check_splits(rows[usable & rows["split"].notna().to_numpy()]):
+        columns = ["sample_id", "group_id", "label", "dataset", "finding"]  # a copy of all others would be as large as the manifest
+        rows.loc[ours, "split"] = _deal(rows.loc[ours, columns], prescribed[ours], config, previous)
+    if leaks := check_splits(rows):
         raise SourceError("; ".join(str(leak) for leak in leaks[:5]))
     return rows
 
@@ -115,9 +115,9 @@ def _read_any_table(uri: str) -> pd.DataFrame:
 
 
 def _deal(rows: pd.DataFrame, prescribed: pd.Series, config: SplitConfig, previous: pd.DataFrame | None) -> np.ndarray:
-    groups, abnormal = rows["group_id"].to_numpy(str), rows["label"].astype("Float64").to_numpy(float, na_value=np.nan)
+    groups, abnormal = rows["group_id"].to_numpy(object), rows["label"].astype("Float64").to_numpy(float, na_value=np.nan)
     abnormal = np.array([None if np.isnan(label) else bool(label) for label in abnormal], object)
-    sources = rows["dataset"].to_numpy(str)
+    sources = rows["dataset"].to_numpy(object)
     if previous is None:
         findings = rows["finding"].astype(object).where(rows["finding"].notna(), None).to_numpy()
         return split_groups(groups, abnormal, config=config, sources=sources, prescribed=prescribed.to_numpy(object), findings=findings)
@@ -128,8 +128,8 @@ def _deal(rows: pd.DataFrame, prescribed: pd.Series, config: SplitConfig, previo
     )
 
 
-def _check_subjects(rows: pd.DataFrame) -> None:
-    nobody = rows["subject_id"].isna() | (rows["subject_id"].astype("string").str.len() == 0)
+def _check_subjects(rows: pd.DataFrame, usable: np.ndarray) -> None:
+    nobody = usable & (rows["subject_id"].isna() | (rows["subject_id"].str.len() == 0))
     if nobody.any():
         first = rows[nobody].iloc[0]
         raise SourceError(f"{first['uri']} (dataset {first['dataset']}) has no subject_id: without it a person may be in two splits")
@@ -149,7 +149,10 @@ def _row_pairs(pictures: pd.Series, usable: np.ndarray, pairs: pd.DataFrame) -> 
 
 def _labels_of_pictures(rows: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
     """Columns key, uri, label of every listed picture: of one that is cut into samples the highest; a file that is listed twice is two."""
-    listed = rows.assign(key=picture_keys(rows), listing=rows["uri"] + "|" + rows["subject_id"])[usable & rows["label"].notna().to_numpy()]
+    labelled = usable & rows["label"].notna().to_numpy()
+    listed = rows.loc[labelled, ["uri", "label"]].assign(
+        key=picture_keys(rows)[labelled], listing=(rows["uri"] + "|" + rows["subject_id"])[labelled]
+    )
     return listed.groupby(["key", "listing"], as_index=False).agg(label=("label", "max"), uri=("uri", "first"))
 
 
@@ -157,7 +160,7 @@ def _refuse_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, config: Dup
     """Exclude files of the same content of which some are labelled normal and others abnormal."""
     by_content = labels.groupby("key")["label"].agg(["min", "max"])
     # and a file that is listed twice as the same person's: the very same sample, labelled otherwise
-    labelled = rows[rows["excluded"].isna() & rows["label"].notna()]
+    labelled = rows.loc[rows["excluded"].isna() & rows["label"].notna(), ["sample_id", "sha256", "frame", "label"]]
     by_sample = labelled.groupby("sample_id")["label"].transform("nunique")
     twice = picture_keys(labelled[by_sample > 1]).unique()
     contradictory = by_content.index[(by_content["min"] != by_content["max"]) | by_content.index.isin(twice)]
@@ -186,8 +189,11 @@ def _flag_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, pairs: pd.Dat
 
 def _refuse_doubles(rows: pd.DataFrame) -> None:
     """The same pixels twice: the first row stays, the others are excluded and get an identity of their own."""
-    double = rows["excluded"].isna() & rows[rows["excluded"].isna()].duplicated("sample_id").reindex(rows.index, fill_value=False)
-    first = rows[rows["excluded"].isna()].drop_duplicates("sample_id").set_index("sample_id")["uri"]
-    rows.loc[double, "excluded"] = [f"duplicate of {first[sample]}" for sample in rows.loc[double, "sample_id"]]
-    again = rows.duplicated("sample_id")
+    samples = rows["sample_id"].where(rows["excluded"].isna())
+    double = samples.notna() & samples.duplicated()
+    if double.any():
+        of_doubles = rows.loc[is_among(samples, samples[double]), ["sample_id", "uri"]]
+        first = of_doubles.drop_duplicates("sample_id").set_index("sample_id")["uri"]
+        rows.loc[double, "excluded"] = [f"duplicate of {first[sample]}" for sample in rows.loc[double, "sample_id"]]
+    again = rows["sample_id"].duplicated()
     rows.loc[again, "sample_id"] = [f"{sample}-{number}" for number, sample in enumerate(rows.loc[again, "sample_id"], start=1)]

@@ -69,7 +69,9 @@ def check_splits(
     if "excluded" in table.columns:
         in_split = in_split & table["excluded"].isna().to_numpy(bool)
     rows = np.flatnonzero(in_split)
-    used = table if len(rows) == len(table) else table.iloc[rows]
+    asked = {"split", "subject_id", "sample_id", *(name for _, columns in keys for name in columns)}
+    used = table[[name for name in table.columns if name in asked]]  # of long manifests a copy of the rest would be several times as large
+    used = used if len(rows) == len(table) else used.iloc[rows]
     check_ids(used["subject_id"], what="subject_id", rows=rows)
     splits, names = pd.factorize(used["split"].astype(str), sort=True)
     leaks: list[Leak] = []
