@@ -83,10 +83,12 @@ def test_the_server_outlives_the_call_is_used_again_and_stops(tmp_path: Path, mo
     monkeypatch.setenv("NORMASCOPE_HOME", str(tmp_path))
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("PREFECT_API_URL", "")  # `ensure_server` sets it: what it was comes back
+    begun: list[bool] = []
     try:
-        address = server.ensure_server()
+        address = server.ensure_server(meanwhile=lambda: begun.append(True))
         monkeypatch.setenv("PREFECT_API_URL", "")
-        assert server.ensure_server() == address
+        assert server.ensure_server(meanwhile=lambda: begun.append(True)) == address
+        assert len(begun) == 1  # while it started, not when it ran
         assert server.is_healthy(f"{address}/api")
         # a broken table is an error that the log keeps; the record of a server that was killed says where to look
         with sqlite3.connect(tmp_path / "prefect" / "prefect.db", timeout=30) as history:
