@@ -77,6 +77,7 @@ def configure_prefect() -> None:
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # it can print a traceback at the first start, and patients' archives phone nobody
         "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # nor does the page: the newer one asks Amplitude for settings when it opens
         # in its memory, as is the default, a server that restarts forgets who holds slots, and nobody gives them back
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks,methods,storage",
