@@ -16,7 +16,11 @@ LEAST_CONTRAST = 0.5  # grey levels of 255; 8-bit rounding and JPEG alone leave 
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel that runs without the GIL; compiled once for all processes, or once a process where nothing can be written."""
+    """A kernel that runs without the GIL; compiled once for all processes, or once a process where nothing can be written.
+
+    Numba compiles anew when the file of a kernel changes, not when that of another which it calls does: kernels that call each other
+    stand in one file, or the called one (`forests.find_root`) is so plain that it will not change.
+    """
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder to cache in: a read-only installation without a home

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 
 from methods.curation.hashing import compiled
+from methods.curation.ink import ink_mask
 
 Check = Literal["small", "near-constant", "blurred", "underexposed", "overexposed", "screenshot", "ruler", "pen"]
 SkinTone = Literal["very light", "light", "intermediate", "tan", "brown", "dark"]
@@ -24,7 +25,6 @@ _WORKING_PX = 512  # longer side; what is finer is not looked at, so that a numb
 _COLOUR_PX = 64  # longer side of the copy that colours are taken from
 _CELL_PX = 16  # contrast is measured within cells, so that shading and a background do not count
 _BLACK, _WHITE = 5, 250  # grey levels that count as clipped
-DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of a grey level, natural
 _ROUNDING = 20 / 12  # variance of the Laplacian of rounding to whole grey levels: else a picture gets sharper the more it is blurred
 _STEP = 16  # grey levels from a row to the next that make an edge
 _BAND_PX = 4  # rows that are averaged before ticks are looked for
@@ -330,35 +330,6 @@ def _tick_scores(ticks: np.ndarray, shortest: int, longest: int, least_power: fl
                 least = min(once[k], np.dot(band[twice:], band[:-twice]))
                 scores[n, k - 1] = max(min(least, np.dot(band[thrice:], band[:-thrice])) / power, np.float32(0))
     return scores
-
-
-def ink_mask(pixels: np.ndarray) -> np.ndarray:
-    """Which of (..., 3) uint8 RGB pixels have the colour of ink, (...) bool; see `pen_share`."""
-    return np.asarray(_are_ink(np.ascontiguousarray(pixels).reshape(-1, 3), DENSITY)).reshape(pixels.shape[:-1])
-
-
-@compiled
-def _are_ink(pixels: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """(n,) bool of (n, 3)."""
-    ink = np.zeros(len(pixels), np.bool_)
-    for i in range(len(pixels)):
-        ink[i] = is_ink(density[pixels[i, 0]], density[pixels[i, 1]], density[pixels[i, 2]])
-    return ink
-
-
-@compiled
-def is_ink(red: float, green: float, blue: float) -> bool:
-    """Whether a pixel has the colour of ink, by the `DENSITY` of its channels; see `pen_share`. All in float32, as the densities are."""
-    f = np.float32
-    total = red + green + blue
-    if total <= f(1):
-        return False  # too pale, as most are
-    red, green, blue = red / total, green / total, blue / total
-    evenness = max(red, green, blue) - min(red, green, blue)
-    blue_or_green_ink = red > f(1.2) * green or (red > green and total > f(2.5))  # tissue shines through: it adds green
-    black_ink = (evenness < f(0.08) and total > f(3.2)) or (evenness < f(0.125) and total > f(4))
-    red_ink = red < f(0.12) and blue > f(0.36) and total > f(1.8)
-    return bool(blue_or_green_ink or black_ink or red_ink)
 
 
 def _ink_share(pixels: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from methods.curation.hashing import compiled
-from methods.curation.quality import DENSITY, is_ink
+from methods.curation.ink import count_ink
 
 _CELL_PX = 16  # contrast counts within cells, so that a change of stain from one side of the tile to the other is no sharpness
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
@@ -28,7 +28,7 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     laplacian, square, within_cells = _mean_in_spans(_sum_columns(strip), spans.round().astype(np.int64), strip.shape[0])
     variance = square - laplacian**2 - _ROUNDING
     sharpness = np.divide(np.maximum(variance, 0), within_cells, out=np.zeros_like(variance), where=within_cells > 1e-3)
-    ink, ink_spans = _count_ink(strip, DENSITY), (spans / _INK_STEP).round().astype(np.int64)
+    ink, ink_spans = count_ink(strip, step_px=_INK_STEP), (spans / _INK_STEP).round().astype(np.int64)
     [ink_share] = _mean_in_spans(ink[None], ink_spans, -(-strip.shape[0] // _INK_STEP))
     return sharpness, ink_share
 
@@ -81,17 +81,6 @@ def _sum_columns(strip: np.ndarray) -> np.ndarray:
                 difference = row[x] - mean[x]
                 differences[x] += difference * difference
     return sums
-
-
-@compiled
-def _count_ink(strip: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """(w / _INK_STEP,) float32 how many of the pixels that are looked at in a column are ink."""
-    counts = np.zeros(-(-strip.shape[1] // _INK_STEP), np.float32)
-    for y in range(0, strip.shape[0], _INK_STEP):
-        for column in range(len(counts)):
-            red, green, blue = strip[y, column * _INK_STEP]
-            counts[column] += is_ink(density[red], density[green], density[blue])
-    return counts
 
 
 @compiled

@@ -7,13 +7,13 @@ from pydantic import ValidationError
 from skimage import data
 from skimage.color import lab2rgb, rgb2lab
 
+from methods.curation.ink import ink_mask
 from methods.curation.quality import (
     PHOTOGRAPH_CHECKS,
     RADIOGRAPH_CHECKS,
     TILE_CHECKS,
     QualityConfig,
     flags,
-    ink_mask,
     measure_ita,
     measure_quality,
     near_constant,

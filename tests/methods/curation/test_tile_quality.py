@@ -3,7 +3,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from methods.curation.quality import ink_mask, sharpness
+from methods.curation.ink import ink_mask
+from methods.curation.quality import sharpness
 from methods.curation.tile_quality import _mean_in_spans, _sum_columns, measure_tiles
 
 SIDE_PX = 128
