@@ -105,14 +105,21 @@ class Reader:
 
     def look(self, command: str) -> None:
         """Start what serves a page, open the page, press Ctrl-C."""
-        process = subprocess.Popen(shlex.split(command), env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            shlex.split(command),
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # children of tests in the background would ignore it
+        )
         try:
             assert process.stdout is not None
             address = next(found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1\S+", line)))
             with httpx.Client(follow_redirects=True, timeout=60, trust_env=False) as browser:  # the address gives it a cookie
                 assert "<html" in browser.get(address).raise_for_status().text
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) in (130, 0)  # as shells say of Ctrl-C; 0 where who runs the tests in the background ignores SIGINT
+            assert (code := process.wait(60)) == 130, f"{command} ended with {code} on Ctrl-C"  # as shells say of it
         finally:
             process.kill()
 
