@@ -7,73 +7,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pandera.pandas as pa
 import pyarrow as arrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
 from storage import filesystems
+from storage.manifest_schema import ARROW_TYPES, COLUMNS, TEXT_COLUMNS, ManifestError, validate_manifest
+
+__all__ = [
+    "ARROW_TYPES",
+    "COLUMNS",
+    "TEXT_COLUMNS",
+    "ManifestError",
+    "validate_manifest",
+]
 
 SCHEMA_VERSION = 2
 _VERSION_KEY = b"normascope.manifest"
-SPLITS = ("train", "validation", "test", "archive")
-
-
-class ManifestError(ValueError):
-    """A table that is no manifest; the message names row and column."""
-
-
-def _text(**options: Any) -> pa.Column:
-    return pa.Column("string", coerce=True, **options)
-
-
-_SCHEMA = pa.DataFrameSchema(
-    {
-        "sample_id": _text(unique=True),
-        "uri": _text(),
-        "frame": _text(nullable=True),  # which picture of a file that holds many, "array:index"
-        "sha256": _text(nullable=True),  # null when the file could not be read
-        "dataset": _text(),
-        "subject_id": _text(checks=pa.Check(lambda column: column.str.len() > 0, error="must not be empty")),
-        "lesion_id": _text(nullable=True),
-        "slide_id": _text(nullable=True),
-        "group_id": _text(
-            nullable=True
-        ),  # what must stay in one split: subject, lesion, slide and near-duplicates joined; null when excluded
-        "label": pa.Column("Int8", pa.Check.isin([0, 1]), nullable=True, coerce=True),
-        "finding": _text(nullable=True),
-        "site": _text(nullable=True),
-        "skin_tone": _text(nullable=True),
-        "projection": _text(nullable=True),
-        "mask_uri": _text(nullable=True),
-        "mask_sha256": _text(nullable=True),
-        "split": _text(checks=pa.Check.isin(SPLITS), nullable=True),
-        "level": pa.Column("int32", pa.Check.ge(0), coerce=True),
-        "x_px": pa.Column("int64", pa.Check.ge(0), coerce=True),
-        "y_px": pa.Column("int64", pa.Check.ge(0), coerce=True),
-        "width_px": pa.Column("int64", pa.Check.ge(0), coerce=True),  # 0 when the file could not be read
-        "height_px": pa.Column("int64", pa.Check.ge(0), coerce=True),
-        "spacing_um": pa.Column("float64", pa.Check.gt(0), nullable=True, coerce=True),
-        "tissue_share": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),
-        "abnormal_share": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),  # of the mask in the sample
-        "phash": _text(checks=pa.Check.str_matches(r"^[0-9a-f]{16}$"), nullable=True),  # of the whole picture
-        "sharpness": pa.Column("float64", nullable=True, coerce=True),
-        "brightness": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),
-        "contrast": pa.Column("float64", nullable=True, coerce=True),
-        "ita_deg": pa.Column("float64", pa.Check.in_range(-90, 90), nullable=True, coerce=True),  # individual typology angle of the skin
-        "flags": _text(nullable=True),  # what was noticed and does not exclude: "blurred;pen"
-        "transform": _text(nullable=True),  # what is done to the pixels after reading, as JSON
-        "excluded": _text(nullable=True),
-    },
-    strict=True,
-    ordered=True,
-)
-COLUMNS = tuple(_SCHEMA.columns)
-TEXT_COLUMNS = tuple(name for name, column in _SCHEMA.columns.items() if str(column.dtype).startswith("str"))
-ARROW_TYPES = {
-    name: arrow.large_string() if name in TEXT_COLUMNS else arrow.type_for_alias(str(column.dtype).lower())
-    for name, column in _SCHEMA.columns.items()
-}
 _BUFFER_BYTES, _AHEAD_BYTES = 1 << 18, 4 << 20  # of a long manifest: a column's, and what is fetched from an object store
 _READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
@@ -91,30 +41,6 @@ def sample_ids(sha256: str, corners: NDArray[np.integer], *, level: int, width_p
 
 def _picture(sha256: str, frame: str | None) -> str:
     return sha256 if frame is None else f"{sha256}#{frame}"
-
-
-def validate_manifest(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the schema's types and columns in order; columns that may be null may be missing.
-
-    Raises:
-        ManifestError: names the first bad row and column of each broken rule.
-    """
-    missing = [name for name, column in _SCHEMA.columns.items() if name not in table.columns and column.nullable]
-    complete = table.assign(**dict.fromkeys(missing)).reset_index(drop=True)
-    unknown = [name for name in complete.columns if name not in COLUMNS]
-    if unknown:
-        raise ManifestError(f"unknown manifest columns {unknown}; a manifest has {list(COLUMNS)}")
-    absent = [name for name in COLUMNS if name not in complete.columns]
-    if absent:
-        raise ManifestError(f"manifest columns are missing: {absent}")
-    try:
-        return _SCHEMA.validate(complete[list(COLUMNS)], lazy=True, inplace=True)  # of a frame of our own: no second copy of it
-    except pa.errors.SchemaErrors as error:
-        cases = error.failure_cases.drop_duplicates(["column", "check"])
-        lines = [
-            f"row {_row(case.index)}, column {case.column!r}: {case.failure_case!r} breaks {case.check}" for case in cases.itertuples()
-        ]
-        raise ManifestError("not a valid manifest: " + "; ".join(lines)) from None
 
 
 def write_manifest(uri: str, table: pd.DataFrame) -> str:
@@ -247,7 +173,3 @@ def _check_version(uri: str, schema: arrow.Schema) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise ManifestError(f"{uri} has the manifest schema {version}, this normascope reads {SCHEMA_VERSION}: curate again")
-
-
-def _row(index: Any) -> str:
-    return "(all)" if pd.isna(index) else str(index)
