@@ -34,8 +34,9 @@ from tasks.search import (
     measure_trials,
     place_anomalies,
 )
+from tasks.search_fold import FoldJob, Part
 from tasks.search_report import SearchReference, tabulate_search, write_search
-from tasks.search_trials import FoldJob, Part, count_slots, score_fold, search_execution, trial_training
+from tasks.search_trials import count_slots, score_fold, search_execution, trial_training
 
 
 class Selected(TypedDict):

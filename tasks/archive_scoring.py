@@ -14,6 +14,7 @@ from storage.archives import Archive, append_manifest, open_archive
 from storage.scores import FAILED, SCORED, ScoreStore, create_store, default_shard_rows, open_store
 from tasks.arithmetic import Arithmetic, choose_arithmetic
 from tasks.execution import ExecutionConfig, executor_for
+from tasks.fingerprints import code_fingerprint
 from tasks.models import detector_config, reference_model
 from tasks.readers import cut_pieces, read_piece, read_records
 from tasks.references import ModelReference, RowsReference
@@ -243,8 +244,6 @@ def _choose_version(archive: Archive, name: str, model: ModelReference, config: 
 def _create(
     uri: str, archive: Archive, model: ModelReference, *, map_size_px: int | None, shard_rows: int, arithmetic: Arithmetic
 ) -> ScoreStore:
-    from tasks.caching import code_fingerprint  # which imports Prefect
-
     identity = {"model_digest": model["digest"], "detector": model["kind"], "arithmetic": arithmetic.model_dump(mode="json")}
     # code is noted and not compared: an archive that takes days outlives an upgrade of code that has nothing to do with it
     notes = {

@@ -5,15 +5,11 @@ calls, and no policy asks whether the files that a result refers to still exist.
 """
 
 import errno
-import hashlib
-import json
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
@@ -21,14 +17,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from prefect.tasks import exponential_backoff
-from pydantic import BaseModel
 
-_ROOT = Path(__file__).parents[1]
-_ROOMS = ("flows", "tasks", "methods", "storage")
-# by pattern and not by ast: compiling on several threads at once fails in CPython 3.11 ("recursion depth mismatch")
-_FROM = re.compile(r"^\s*from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n]*)", re.MULTILINE)
-_IMPORT = re.compile(r"^\s*import\s+([\w.]+)", re.MULTILINE)
-_NAME = re.compile(r"\w+")
+from tasks.fingerprints import code_fingerprint, digest_of
+
 # what waiting mends; everything else (a missing file, a full disk, a wrong value) fails at once
 _PERMANENT_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -61,11 +52,6 @@ class StepCounter:
 
 
 steps = StepCounter()
-
-
-def digest_of(*values: Any) -> str:
-    """SHA-256 over the canonical JSON of values (pydantic models included): equal values, equal digest."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_as_json).encode()).hexdigest()
 
 
 def cached_task(
@@ -110,13 +96,6 @@ def cached_task(
     return decorate
 
 
-@cache
-def code_fingerprint(module: str) -> str:
-    """SHA-256 over the source of a project module and of every project module that it imports, directly or not."""
-    sources = {name: source for name in sorted(_imported_modules(module)) if (source := _source_of(name)) is not None}
-    return digest_of({name: hashlib.sha256(source.encode()).hexdigest() for name, source in sources.items()})
-
-
 def can_pass(error: BaseException) -> bool:
     """Whether an error may be gone when the same is tried again: a lost connection, a time-out, a worker that died."""
     if isinstance(error, OSError):
@@ -141,33 +120,3 @@ def _first_usable(key: str, outputs_exist: Callable[[Any], bool]) -> str:
             break
         newest = candidate
     return newest if newest is not None and outputs_exist(store.read(newest).result) else candidate
-
-
-def _imported_modules(module: str) -> set[str]:
-    found, waiting = set(), [module]
-    while waiting:
-        name = waiting.pop()
-        source = None if name in found else _source_of(name)
-        if source is None:
-            continue
-        found.add(name)
-        for module_name, names in _FROM.findall(source):
-            waiting += [module_name, *(f"{module_name}.{imported}" for imported in _NAME.findall(names))]
-        waiting += _IMPORT.findall(source)
-    return found
-
-
-@cache
-def _source_of(module: str) -> str | None:
-    """The text of a project module; None for anything else, and for names that are no module."""
-    path = _ROOT.joinpath(*module.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if module.split(".")[0] in _ROOMS and file.is_file():
-            return file.read_text()
-    return None
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} is no part of a cache key; pass references and configuration, or name it in `ignore`")

@@ -8,12 +8,13 @@ from methods.evaluation.bootstrap import BootstrapConfig
 from storage import filesystems
 from storage.models import Bundle, read_bundle, write_bundle
 from tasks.assets import tell_made
-from tasks.caching import cached_task, code_fingerprint, digest_of
+from tasks.caching import cached_task
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import keep_freed_memory
+from tasks.fingerprints import code_fingerprint, describe_code, digest_of
 from tasks.models import detector_config, load_detector
 from tasks.references import ModelReference
-from tasks.train import describe_code, is_there
+from tasks.train import is_there
 from tasks.training import TrainingConfig, TrainingJob, select_rows
 
 

@@ -16,7 +16,7 @@ from methods.training.suggestions import Method
 from storage import filesystems
 from storage.manifest import read_manifest, write_named
 from tasks.caching import cached_task
-from tasks.search_trials import FoldScores, Part
+from tasks.search_fold import FoldScores, Part
 
 TypeColumn = Literal["finding", "subject_id", "lesion_id", "slide_id"]
 Criterion = Literal["few anomalies", "pseudo-anomalies", "loss"]

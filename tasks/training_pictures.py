@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from prefect.artifacts import create_markdown_artifact
-from prefect.context import TaskRunContext
 from torch.utils.data import DataLoader
 
 from methods.detectors.interface import Detector, Reconstructs
@@ -51,6 +49,9 @@ def draw_training(model: Detector, validation: pd.DataFrame, *, seed: int) -> di
 
 def show_training(kind: str, report: "FitReport", pictures: dict[str, bytes]) -> None:
     """An artifact of the task that is running: learning curve, pictures, epochs. Nothing outside of a task."""
+    from prefect.artifacts import create_markdown_artifact  # here, because workers draw pictures and know no Prefect
+    from prefect.context import TaskRunContext
+
     context = TaskRunContext.get()
     if context is None:
         return

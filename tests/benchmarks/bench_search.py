@@ -20,7 +20,8 @@ from flows.search import try_trials
 from methods.training.space import configure
 from tasks.execution import ExecutionConfig, keep_freed_memory
 from tasks.search import Folds, SearchPlan, anomaly_types, deal_folds, draw_few
-from tasks.search_trials import FoldJob, Part, count_slots, fit_and_score, trial_training
+from tasks.search_fold import FoldJob, Part, fit_and_score
+from tasks.search_trials import count_slots, trial_training
 
 TRIALS = 8
 RUN = {

@@ -14,7 +14,7 @@ from flows.search import Selected, load_search, search, select
 from storage.manifest import read_manifest
 from tasks.caching import steps
 from tasks.search import SearchError
-from tasks.search_trials import Part
+from tasks.search_fold import Part
 from tests.phantoms import write_pictures
 
 CONFIGS = sorted((Path(__file__).parents[2] / "deploy" / "configs" / "search").glob("*.yaml"))

@@ -20,7 +20,8 @@ from tasks.search import (
     deal_folds,
     draw_few,
 )
-from tasks.search_trials import Part, count_slots, trial_training
+from tasks.search_fold import Part
+from tasks.search_trials import count_slots, trial_training
 from tasks.training import TrainingConfig
 
 
