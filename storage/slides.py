@@ -227,7 +227,8 @@ class TiffSlide:
         if (kept := self._kept.get((level, index))) is not None:  # one step to the interpreter: no lock is needed
             return kept.copy()
         tiles = self._levels[level]
-        [data] = self._read_bytes([(tiles.offsets[index], tiles.byte_counts[index])])
+        offset, count = tiles.offsets[index], tiles.byte_counts[index]
+        data = os.pread(self._file.fileno(), count, offset) if self._is_local else self._read_bytes([(offset, count)])[0]
         return self._decode(level, index, data)
 
     def _read_tiles(self, level: int, positions: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:

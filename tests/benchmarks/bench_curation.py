@@ -155,8 +155,15 @@ class Slide:
         for _, coded in self._coded(page, corners):
             imagecodecs.jpeg8_decode(coded, tables=tables, colorspace="YCBCR", outcolorspace="RGB")
 
+    def decode_bare_aside(self, page: tifffile.TiffPage, corners: list[tuple[int, int]]) -> None:
+        """The same into memory that begins at no multiple of 32 bytes, which is faster; where `decode_bare` writes is chance."""
+        tables, shape = page.jpegtables, (TILE_PX, TILE_PX, 3)
+        for _, coded in self._coded(page, corners):
+            aside = np.ndarray(shape, np.uint8, np.empty(TILE_PX**2 * 3 + 8, np.uint8), 8)
+            imagecodecs.jpeg8_decode(coded, tables=tables, colorspace="YCBCR", outcolorspace="RGB", out=aside)
+
     def decode_pages(self, page: tifffile.TiffPage, corners: list[tuple[int, int]]) -> None:
-        """The same by tifffile."""
+        """The tiles by tifffile."""
         tables = page.jpegtables
         for index, coded in self._coded(page, corners):
             page.decode(coded, index, jpegtables=tables)
@@ -184,13 +191,14 @@ def test_print_what_curating_and_reading_a_slide_costs_beside_decoding_it(side_p
         slide = Slide(Path(folder), side_px)
         with TiffSlide(slide.path) as reader, tifffile.TiffFile(slide.path) as tif:
             page = tif.pages.first
-            bare_loops = {"bare": partial(slide.decode_bare, page), "pages": partial(slide.decode_pages, page)}
+            loops = {"bare": slide.decode_bare, "aside": slide.decode_bare_aside, "pages": slide.decode_pages}
+            bare_loops = {name: partial(loop, page) for name, loop in loops.items()}
             seconds = best_by_block(7, slide.blocks(), read=partial(slide.read, reader), **bare_loops)
         seconds |= best_of(7, curate=slide.curate, open=slide.open, openslide=slide.read_with_openslide)
         n = len(slide.corners)
         seconds["openslide"] *= n / len(slide.corners[:: n // OPENSLIDE_TILES])
         seconds["read"] += seconds["open"]
-    bare, ours = min(seconds["bare"], seconds["pages"]), seconds["curate"] + seconds["read"]
+    bare, ours = min(seconds[name] for name in loops), seconds["curate"] + seconds["read"]
     show(
         f"a slide of {side_px} × {side_px} px at {SPACING_UM} µm, {n} tiles of {TILE_PX} px, seconds of the processor",
         {
@@ -200,6 +208,7 @@ def test_print_what_curating_and_reading_a_slide_costs_beside_decoding_it(side_p
             "curated and read / bare loop (target 0.9)": f"{bare / ours:.3f}",
             "curated and read / OpenSlide (target 4)": f"{seconds['openslide'] / ours:.2f}",
             "  read_region alone / bare loop": f"{bare / seconds['read']:.3f}",
+            "  bare loop where memory falls / bare loop": f"{bare / seconds['bare']:.3f}",
             "  curation alone": f"{1e6 * seconds['curate'] / n:.0f} µs a tile",
         },
         {

@@ -287,6 +287,19 @@ def test_a_scan_whose_end_says_nothing_of_its_middle_is_searched_whole(kind: str
     assert tiff_levels._plain_header(jpeg_tile(), None) == jpeg_tile()[: jpeg_tile().find(b"\xff\xda") + 5]
 
 
+@pytest.mark.parametrize("size_px", [64, 256])
+def test_a_tile_of_another_size_than_the_slide_says_is_refused(size_px: int) -> None:
+    page: Any = SimpleNamespace(photometric=6, jpegtables=None, tilelength=128, tilewidth=128)
+    other = bytes(imagecodecs.jpeg_encode(tissue(size_px, size_px), level=90))
+    with pytest.raises(ValueError, match=rf"expected 128x128 px in three channels.*\({size_px}, {size_px}, 3\)"):
+        tiff_levels._jpeg_decoder(page)(other, 0)
+
+
+def test_tiles_begin_where_libjpeg_turbo_writes_through_the_cache() -> None:
+    tiles = [tiff_levels._tile_aside((side_px, side_px, 3)) for side_px in (16, 128, 256, 512, 1024)]
+    assert all(tile.ctypes.data % 32 and tile.flags.c_contiguous and tile.flags.writeable for tile in tiles)
+
+
 @cache
 def jpeg_tile() -> bytes:
     return bytes(imagecodecs.jpeg_encode(tissue(128, 128), level=90))
