@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 def list_pictures(rows: pd.DataFrame) -> pd.DataFrame:
     """The usable pictures that have a perceptual hash, one row each, as `find_duplicates` takes them."""
-    keys = picture_keys(rows).where(rows["excluded"].isna() & rows["phash"].notna())
+    keys = _within((rows["excluded"].isna() & rows["phash"].notna()).to_numpy(bool), picture_keys(rows))
     first = (keys.notna() & ~keys.duplicated()).to_numpy(bool)
-    return rows.loc[first, ["phash", "phash_turns", "features", "uri", "frame", "sha256"]].assign(key=keys[first])
+    asked = rows[["phash", "phash_turns", "features", "uri", "frame", "sha256"]].assign(key=keys)
+    return asked if first.all() else asked[first]
 
 
 def picture_keys(rows: pd.DataFrame) -> pd.Series:
     """Which picture or slide each row was cut from: the file's digest, with the frame where a file holds many; null when unreadable."""
+    if rows["frame"].isna().all():
+        return rows["sha256"]
     framed = rows["sha256"] + "#" + rows["frame"].fillna("")
     return rows["sha256"].where(rows["frame"].isna(), framed)
 
@@ -51,19 +54,20 @@ def join_rows(rows: pd.DataFrame, pairs: pd.DataFrame, *, config: DuplicateConfi
         SourceError: a subject without an id, or contradictory labels where they are an error.
     """
     rows = rows.copy(deep=False)  # what is assigned below leaves the caller's rows as they are
-    usable = rows["excluded"].isna().to_numpy()
+    usable = rows["excluded"].isna().to_numpy(bool)
     _check_subjects(rows, usable)
     pictures = picture_keys(rows)
-    labels = _labels_of_pictures(rows, usable)
-    _refuse_contradictions(rows, labels, config)
-    _flag_contradictions(rows, labels, pairs)
+    labelled = usable & rows["label"].notna().to_numpy(bool)
+    _refuse_contradictions(rows, pictures, labelled, config)
+    _flag_contradictions(rows, pictures, labelled, pairs)
     _refuse_doubles(rows)
-    usable = rows["excluded"].isna().to_numpy()
-    dataset = rows["dataset"].str.removesuffix(DATASET_SUFFIX).str.replace(_ISIC, "isic", regex=True)
-    known = [_within(usable, dataset + "/" + rows[name]) for name in ("subject_id", "lesion_id", "slide_id")]
-    joined = join_groups(len(rows), _row_pairs(pictures, usable, pairs), _within(usable, pictures), *known)
+    usable = rows["excluded"].isna().to_numpy(bool)
+    dataset = _plain_datasets(rows["dataset"])
+    subjects = _within(usable, dataset + "/" + rows["subject_id"])
+    further = [_within(usable, dataset + "/" + rows[name]) for name in ("lesion_id", "slide_id") if rows[name].notna().any()]
+    joined = join_groups(len(rows), _row_pairs(pictures, usable, pairs), _within(usable, pictures), subjects, *further)
     # named by its first subject and not by content: a picture that is replaced does not deal the splits anew
-    rows["group_id"] = (dataset + "/" + rows["subject_id"]).where(usable).groupby(joined).transform("min")
+    rows["group_id"] = _first_of_group(subjects, joined)
     return rows
 
 
@@ -76,14 +80,18 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
         SourceError: something that must stay together is in two splits.
     """
     rows = rows.copy(deep=False)
-    usable = rows["excluded"].isna().to_numpy()
-    prescribed = rows["split"].astype(object).where(rows["split"].notna() & usable, None)
-    known = (rows["label"].notna() | prescribed.notna()).groupby(rows["group_id"]).transform("any").fillna(False).to_numpy(bool)
-    rows["split"] = pd.Series("archive", index=rows.index, dtype="string").where(usable & ~known)
+    usable = rows["excluded"].isna().to_numpy(bool)
+    prescribed = np.where(usable & rows["split"].notna().to_numpy(bool), rows["split"].to_numpy(object), None)
+    group, groups = pd.factorize(rows["group_id"])  # −1: excluded
+    told = group[(rows["label"].notna().to_numpy(bool) | (prescribed != None)) & (group >= 0)]  # noqa: E711 — of each
+    known = np.append(np.bincount(told, minlength=len(groups)) > 0, False)[group]
+    split = np.full(len(rows), None, object)
+    split[usable & ~known] = "archive"
     ours = usable & known
     if ours.any():
         columns = ["sample_id", "group_id", "label", "dataset", "finding"]  # a copy of all others would be as large as the manifest
-        rows.loc[ours, "split"] = _deal(rows.loc[ours, columns], prescribed[ours], config, previous)
+        split[ours] = _deal(rows[columns] if ours.all() else rows.loc[ours, columns], prescribed[ours], config, previous)
+    rows["split"] = pd.Series(split, rows.index, "string")
     if leaks := check_splits(rows):
         raise SourceError("; ".join(str(leak) for leak in leaks[:5]))
     return rows
@@ -114,18 +122,13 @@ def _read_any_table(uri: str) -> pd.DataFrame:
         raise SourceError(f"{uri} is no readable table, neither Parquet nor a .csv: {error}") from None
 
 
-def _deal(rows: pd.DataFrame, prescribed: pd.Series, config: SplitConfig, previous: pd.DataFrame | None) -> np.ndarray:
-    groups, abnormal = rows["group_id"].to_numpy(object), rows["label"].astype("Float64").to_numpy(float, na_value=np.nan)
-    abnormal = np.array([None if np.isnan(label) else bool(label) for label in abnormal], object)
-    sources = rows["dataset"].to_numpy(object)
+def _deal(rows: pd.DataFrame, prescribed: np.ndarray, config: SplitConfig, previous: pd.DataFrame | None) -> np.ndarray:
+    groups, abnormal, sources = rows["group_id"], rows["label"].astype("boolean"), rows["dataset"]
     if previous is None:
-        findings = rows["finding"].astype(object).where(rows["finding"].notna(), None).to_numpy()
-        return split_groups(groups, abnormal, config=config, sources=sources, prescribed=prescribed.to_numpy(object), findings=findings)
+        return split_groups(groups, abnormal, config=config, sources=sources, prescribed=prescribed, findings=rows["finding"])
     before = rows["sample_id"].map(previous.set_index("sample_id")["split"]).astype(object)
     before = before.where(before.notna(), None)
-    return extend_split(
-        groups, abnormal, previous=before.to_numpy(), config=config, sources=sources, prescribed=prescribed.to_numpy(object)
-    )
+    return extend_split(groups, abnormal, previous=before.to_numpy(), config=config, sources=sources, prescribed=prescribed)
 
 
 def _check_subjects(rows: pd.DataFrame, usable: np.ndarray) -> None:
@@ -137,7 +140,24 @@ def _check_subjects(rows: pd.DataFrame, usable: np.ndarray) -> None:
 
 def _within(chosen: np.ndarray, names: pd.Series) -> pd.Series:
     """The names; null, which joins nothing, for rows that are not chosen."""
-    return names.where(chosen)
+    return names if chosen.all() else names.where(chosen)
+
+
+def _plain_datasets(datasets: pd.Series) -> pd.Series:
+    """The data set in which each row's names of persons, lesions and slides count."""
+    codes, names = pd.factorize(datasets)
+    plain = pd.Series(names).str.removesuffix(DATASET_SUFFIX).str.replace(_ISIC, "isic", regex=True)
+    return pd.Series(plain.array.take(codes, allow_fill=True), datasets.index)
+
+
+def _first_of_group(names: pd.Series, joined: np.ndarray) -> pd.Series:
+    """The first in alphabetical order of the names in each row's group; null in a group without any."""
+    codes, sorted_names = pd.factorize(names, sort=True)
+    first = np.full(len(names), len(sorted_names))
+    known = codes >= 0
+    np.minimum.at(first, joined[known], codes[known])
+    of_rows = np.where(first == len(sorted_names), -1, first)[joined]
+    return pd.Series(sorted_names.take(of_rows, allow_fill=True), names.index, names.dtype)
 
 
 def _row_pairs(pictures: pd.Series, usable: np.ndarray, pairs: pd.DataFrame) -> np.ndarray:
@@ -147,22 +167,33 @@ def _row_pairs(pictures: pd.Series, usable: np.ndarray, pairs: pd.DataFrame) -> 
     return np.flatnonzero(usable)[places[(places >= 0).all(axis=1)]]
 
 
-def _labels_of_pictures(rows: pd.DataFrame, usable: np.ndarray) -> pd.DataFrame:
-    """Columns key, uri, label of every listed picture: of one that is cut into samples the highest; a file that is listed twice is two."""
-    labelled = usable & rows["label"].notna().to_numpy()
-    listed = rows.loc[labelled, ["uri", "label"]].assign(
-        key=picture_keys(rows)[labelled], listing=(rows["uri"] + "|" + rows["subject_id"])[labelled]
-    )
+def _labels_of_pictures(rows: pd.DataFrame, pictures: pd.Series, chosen: np.ndarray) -> pd.DataFrame:
+    """Columns key, uri, label of every chosen picture as listed: of one that is cut into samples the highest; listed twice it is two."""
+    listed = rows.loc[chosen, ["uri", "label"]].assign(key=pictures[chosen], listing=rows["uri"][chosen] + "|" + rows["subject_id"][chosen])
     return listed.groupby(["key", "listing"], as_index=False).agg(label=("label", "max"), uri=("uri", "first"))
 
 
-def _refuse_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, config: DuplicateConfig | None) -> None:
+def _of_both_labels(names: pd.Series, rows: pd.DataFrame, labelled: np.ndarray) -> np.ndarray:
+    """(n,) bool: labelled rows whose name stands at a normal and at an abnormal one."""
+    both = np.zeros(len(rows), bool)
+    codes, known = pd.factorize(names[labelled])
+    abnormal = rows["label"][labelled].to_numpy(np.int64)
+    of_name, of_abnormal = (
+        np.append(np.bincount(codes[chosen], minlength=len(known)), 0) for chosen in (codes >= 0, (codes >= 0) & (abnormal == 1))
+    )
+    both[labelled] = ((of_abnormal > 0) & (of_abnormal < of_name))[codes]
+    return both
+
+
+def _refuse_contradictions(rows: pd.DataFrame, pictures: pd.Series, labelled: np.ndarray, config: DuplicateConfig | None) -> None:
     """Exclude files of the same content of which some are labelled normal and others abnormal."""
+    # a file that is listed twice as the same person's, too: the very same sample, labelled otherwise
+    twice = pictures[_of_both_labels(rows["sample_id"], rows, labelled)].unique()
+    mixed = _of_both_labels(pictures, rows, labelled) | (labelled & is_among(pictures, twice))
+    if not mixed.any():
+        return
+    labels = _labels_of_pictures(rows, pictures, mixed)
     by_content = labels.groupby("key")["label"].agg(["min", "max"])
-    # and a file that is listed twice as the same person's: the very same sample, labelled otherwise
-    labelled = rows.loc[rows["excluded"].isna() & rows["label"].notna(), ["sample_id", "sha256", "frame", "label"]]
-    by_sample = labelled.groupby("sample_id")["label"].transform("nunique")
-    twice = picture_keys(labelled[by_sample > 1]).unique()
     contradictory = by_content.index[(by_content["min"] != by_content["max"]) | by_content.index.isin(twice)]
     if not len(contradictory):
         return
@@ -171,24 +202,27 @@ def _refuse_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, config: Dup
     if config is not None and config.on_contradiction == "error":
         raise SourceError(f"{message}: correct the labels, or set curation.duplicates.on_contradiction to exclude")
     logger.warning("%s; they are excluded", message)
-    where = rows["excluded"].isna() & is_among(picture_keys(rows), contradictory)
+    where = rows["excluded"].isna() & is_among(pictures, contradictory)
     rows.loc[where, "excluded"] = "contradictory labels: the same picture is labelled otherwise"
 
 
-def _flag_contradictions(rows: pd.DataFrame, labels: pd.DataFrame, pairs: pd.DataFrame) -> None:
+def _flag_contradictions(rows: pd.DataFrame, pictures: pd.Series, labelled: np.ndarray, pairs: pd.DataFrame) -> None:
     """Flag near-duplicates labelled otherwise. They may be right: the same hand with and without a ring is near-duplicate to a hash."""
-    label_of = labels.groupby("key")["label"].max()
+    paired = labelled & is_among(pictures, [*pairs["first"], *pairs["second"]])
+    label_of = rows["label"][paired].groupby(pictures[paired]).max()
     first, second = (pairs[name].map(label_of) for name in ("first", "second"))
     doubtful = pairs[first.notna() & second.notna() & (first != second)]
     if doubtful.empty:
         return
-    where = rows["excluded"].isna() & is_among(picture_keys(rows), [*doubtful["first"], *doubtful["second"]])
+    where = rows["excluded"].isna() & is_among(pictures, [*doubtful["first"], *doubtful["second"]])
     flags = rows.loc[where, "flags"]
     rows.loc[where, "flags"] = (flags + ";").fillna("") + CONTRADICTORY
 
 
 def _refuse_doubles(rows: pd.DataFrame) -> None:
     """The same pixels twice: the first row stays, the others are excluded and get an identity of their own."""
+    if rows["sample_id"].is_unique:
+        return
     samples = rows["sample_id"].where(rows["excluded"].isna())
     double = samples.notna() & samples.duplicated()
     if double.any():

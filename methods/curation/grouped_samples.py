@@ -59,6 +59,8 @@ def group_codes(group_ids: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def as_text(values: Any) -> pd.Series:
     """(N,) values as text, null where they are."""
+    if isinstance(values, pd.Series) and isinstance(values.dtype, pd.StringDtype):
+        return values.reset_index(drop=True)
     return pd.Series(np.asarray(values, object)).astype("string")
 
 
@@ -66,7 +68,7 @@ def check_ids(ids: pd.Series, *, what: str, rows: np.ndarray) -> None:
     """Refuse ids that are null or blank; `rows` are the row numbers to name them by. Raises `SplitError`."""
     missing = ids.isna().to_numpy()
     if not pd.api.types.is_numeric_dtype(ids):
-        missing = missing | (ids.astype("string").str.strip().fillna("") == "").to_numpy(bool)
+        missing = missing | (ids.astype("string").str.strip() == "").fillna(False).to_numpy(bool)
     if missing.any():
         raise SplitError(
             f"row {rows[missing.argmax()]} has no {what} ({int(missing.sum())} such row(s)); give each its person, "

@@ -83,8 +83,10 @@ def check_splits(
 
 
 def _leaks(kind: LeakKind, used: pd.DataFrame, columns: list[str], splits: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list[Leak]:
-    codes, _ = pd.factorize(used[columns[0]])
+    codes, values = pd.factorize(used[columns[0]])
     there = np.flatnonzero(codes >= 0)
+    if len(values) == len(there):  # each key once
+        return []
     codes = codes[there]
     for name in columns[1:]:
         more, values = pd.factorize(used[name].iloc[there] if len(there) < len(used) else used[name], use_na_sentinel=False)
