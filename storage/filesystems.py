@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from storage import object_stores
 _HASH_BLOCK_BYTES = 1 << 22
 _TIMEOUTS = {"connect_timeout": object_stores.CONNECT_TIMEOUT_S, "read_timeout": object_stores.READ_TIMEOUT_S}  # else a stall costs 16 s
 _PIECES_AT_ONCE = 4  # of a file on its way to a bucket: see `object_stores`
+_BLOCK_FILES, _BLOCK_ROWS = 1 << 13, 1 << 16  # that are looked up at once, and of the book of fingerprints that are written at once
 _LISTED_FROM = 20  # files of a folder in an object store that are asked for, from which on the folder is listed instead
 
 P = ParamSpec("P")
@@ -293,10 +295,23 @@ class FingerprintBook:
             uris: each once.
             advance: told of how many more files it is known.
         """
-        stamps = _look_up_all(uris)
+        places = compute.index_in(arrow.array(uris, arrow.string()), value_set=self._known["uri"])
+        stamps, found, learned = _look_up_each(uris), list[str | OSError](), list[arrow.Table]()
+        for start in range(0, len(uris), _BLOCK_FILES):  # what is known of a file besides takes more memory than its digest
+            block = uris[start : start + _BLOCK_FILES]
+            digests, changed = self._fingerprint_block(block, list(islice(stamps, len(block))), places[start : start + len(block)], advance)
+            found += digests
+            learned.append(changed)
+        self._learn(learned)
+        return found
+
+    def _fingerprint_block(
+        self, uris: Sequence[str], stamps: Sequence[tuple[int, str] | OSError], places: arrow.Array, advance: Callable[[int], object] | None
+    ) -> tuple[list[str | OSError], arrow.Table]:
+        """Digests or errors of some files, which stand at these places of the book, and what of them is not in the book as it is."""
         sizes, texts = ([None if isinstance(stamp, OSError) else stamp[part] for stamp in stamps] for part in (0, 1))
         now = arrow.table([list(uris), sizes, texts, [None] * len(stamps)], schema=_BOOK)
-        before = self._known.take(compute.index_in(now["uri"], value_set=self._known["uri"]))
+        before = self._known.take(places)
         same = [compute.equal(before[name], now[name]) for name in ("size_bytes", "stamp")]
         same = compute.fill_null(compute.and_(compute.and_(*same), compute.not_equal(now["stamp"], "")), False)
         found: list[str | OSError] = compute.if_else(same, before["sha256"], None).to_pylist()
@@ -308,23 +323,25 @@ class FingerprintBook:
             found[place] = stamp if isinstance(stamp, OSError) else _sha256_or_error(uris[place])
             if advance is not None:
                 advance(1)
-        self._learn(now.take(changed), [found[place] for place in changed.tolist()])
-        return found
+        digests = [None if isinstance(found[place], OSError) else found[place] for place in changed.tolist()]
+        rows = now.take(changed).set_column(3, "sha256", arrow.array(digests, arrow.string()))
+        return found, rows.filter(compute.is_valid(rows["sha256"]))
 
     def save(self) -> None:
         """Keep what was learned for the next run."""
         if self._changed:
-            sink = arrow.BufferOutputStream()
-            parquet.write_table(self._known.sort_by("uri"), sink, compression="zstd")
+            sink, order = arrow.BufferOutputStream(), compute.sort_indices(self._known["uri"])
+            with parquet.ParquetWriter(sink, _BOOK, compression="zstd") as writer:
+                for start in range(0, len(order), _BLOCK_ROWS):  # and not sorted as a whole: that would be a second book
+                    writer.write_table(self._known.take(order[start : start + _BLOCK_ROWS]))
             write_bytes(self._uri, sink.getvalue().to_pybytes())
             self._changed = False
 
-    def _learn(self, rows: arrow.Table, digests: list[str | OSError]) -> None:
-        learned = arrow.array([None if isinstance(digest, OSError) else digest for digest in digests], arrow.string())
-        rows = rows.set_column(3, "sha256", learned).filter(compute.is_valid(learned))
+    def _learn(self, learned: Sequence[arrow.Table]) -> None:
+        rows = arrow.concat_tables(learned) if learned else _BOOK.empty_table()
         if len(rows):
             others = self._known.filter(compute.invert(compute.is_in(self._known["uri"], value_set=rows["uri"])))
-            self._known, self._changed = arrow.concat_tables([others, rows]).combine_chunks(), True
+            self._known, self._changed = arrow.concat_tables([others, rows]), True
 
 
 _BOOK = arrow.schema([("uri", arrow.string()), ("size_bytes", arrow.int64()), ("stamp", arrow.string()), ("sha256", arrow.string())])
@@ -337,7 +354,7 @@ def _sha256_or_error(uri: str) -> str | OSError:
         return error
 
 
-def _look_up_all(uris: Sequence[str]) -> list[tuple[int, str] | OSError]:
+def _look_up_each(uris: Sequence[str]) -> Iterator[tuple[int, str] | OSError]:
     """Of each file its size and stamp, or why there are none.
 
     A local disk is asked without fsspec, whose answer takes ten times as long as the disk's. Of an object store whole folders are listed
@@ -345,7 +362,8 @@ def _look_up_all(uris: Sequence[str]) -> list[tuple[int, str] | OSError]:
     """
     asked = Counter(_folder_of(uri) for uri in uris if not uri.startswith("/"))
     listed = {folder: _stamps_in(folder) for folder, count in asked.items() if count >= _LISTED_FROM}
-    return [_look_up_local(uri) if uri.startswith("/") else listed.get(_folder_of(uri), {}).get(uri) or _look_up(uri) for uri in uris]
+    for uri in uris:
+        yield _look_up_local(uri) if uri.startswith("/") else listed.get(_folder_of(uri), {}).get(uri) or _look_up(uri)
 
 
 def _look_up_local(path: str) -> tuple[int, str] | OSError:

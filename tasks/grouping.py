@@ -81,7 +81,7 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
     """
     rows = rows.copy(deep=False)
     usable = rows["excluded"].isna().to_numpy(bool)
-    prescribed = np.where(usable & rows["split"].notna().to_numpy(bool), rows["split"].to_numpy(object), None)
+    prescribed = np.where(usable & rows["split"].notna().to_numpy(bool), rows["split"].to_numpy(object), np.array(None, object))
     group, groups = pd.factorize(rows["group_id"])  # −1: excluded
     told = group[(rows["label"].notna().to_numpy(bool) | (prescribed != None)) & (group >= 0)]  # noqa: E711 — of each
     known = np.append(np.bincount(told, minlength=len(groups)) > 0, False)[group]
@@ -188,7 +188,7 @@ def _of_both_labels(names: pd.Series, rows: pd.DataFrame, labelled: np.ndarray) 
 def _refuse_contradictions(rows: pd.DataFrame, pictures: pd.Series, labelled: np.ndarray, config: DuplicateConfig | None) -> None:
     """Exclude files of the same content of which some are labelled normal and others abnormal."""
     # a file that is listed twice as the same person's, too: the very same sample, labelled otherwise
-    twice = pictures[_of_both_labels(rows["sample_id"], rows, labelled)].unique()
+    twice = pictures[_of_both_labels(rows["sample_id"], rows, labelled)].drop_duplicates()
     mixed = _of_both_labels(pictures, rows, labelled) | (labelled & is_among(pictures, twice))
     if not mixed.any():
         return

@@ -1,6 +1,7 @@
 """Paint anomalies into some of a user's normal pictures, so that a detector can be tried where nothing abnormal is at hand."""
 
 import io
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -33,7 +34,7 @@ class PaintConfig(BaseModel):
     seed: int = 0
 
 
-def paint_items(items: list[ItemReference], *, paint: PaintConfig, store: str) -> list[ItemReference]:
+def paint_items(items: Sequence[ItemReference], *, paint: PaintConfig, store: str) -> list[ItemReference]:
     """The items with some of the normal pictures replaced by painted ones. Slides stay as they are, and what the source gives to train."""
     normal = sorted({item["subject_id"] for item in items if _may_be_painted(item)})
     rng = np.random.default_rng(paint.seed)

@@ -1,36 +1,69 @@
 """What there is to curate: the sources' items with the digests of their files, dealt into batches that stay as they are."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import eq
+from typing import cast, overload
 
+import numpy as np
 import pandas as pd
 
 from storage import filesystems
 from storage.datasets.registry import AnySource, list_items
 from storage.datasets.source import SourceError, SourceItem
 from storage.slides import is_slide
-from tasks.caching import digest_of
 from tasks.progress import show_progress
 from tasks.references import BatchReference, ItemReference
+from tasks.text_columns import places_in
 
 _PICTURES_A_BATCH = 100
+_NO_BATCHES = pd.DataFrame({"picture": pd.Series([], dtype="str"), "batch": pd.Series([], dtype="int64")})
 
 
-def survey(sources: Sequence[AnySource], *, store: str) -> list[ItemReference]:
+class Surveyed(Sequence[ItemReference]):
+    """The items of a survey. Each is put together when it is asked for: all of them as dictionaries are three times the listing."""
+
+    def __init__(self, listed: Sequence[SourceItem], digests: Mapping[str, str | OSError]) -> None:
+        self._listed = listed
+        self._digests = [digests[item.uri] for item in listed]
+        self._mask_digests = [None if (uri := _mask_of(item)) is None else digests[uri] for item in listed]
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    @overload
+    def __getitem__(self, place: int) -> ItemReference: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ItemReference]: ...
+    def __getitem__(self, place: int | slice) -> ItemReference | list[ItemReference]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        return _refer(self._listed[place], self._digests[place], self._mask_digests[place])
+
+    def __iter__(self) -> Iterator[ItemReference]:
+        return map(_refer, self._listed, self._digests, self._mask_digests)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list
+
+
+def survey(sources: Sequence[AnySource], *, store: str) -> Sequence[ItemReference]:
     """List the sources and take the digest of each file; what is missing is listed with the reason.
 
     Raises:
         SourceError: a source that cannot be used, or one picture that two sources list.
     """
+    listed = _list_once(sources)
     book = filesystems.FingerprintBook(filesystems.join(store, "fingerprints.parquet"))
-    references = _refer_all(_list_once(sources), book)  # the listing is gone before the book is written, which takes memory too
+    items = Surveyed(listed, _fingerprint(listed, book))
     book.save()
-    return references
+    return items
 
 
-def deal_batches(
-    items: Sequence[ItemReference], *, store: str, alone: Callable[[ItemReference], bool] | None = None
-) -> list[BatchReference]:
+def deal_batches(items: Sequence[ItemReference], *, store: str) -> list[BatchReference]:
     """One batch a slide, and one for every hundred pictures.
 
     A picture stays in its batch for good: pictures that are added to an archive make batches of their own and leave those that are done
@@ -39,38 +72,47 @@ def deal_batches(
     Args:
         items: of a survey.
         store: where the batches are kept, and the book of who is in which.
-        alone: which items have a batch of their own; slides when not given.
     """
-    alone = alone or (lambda item: item["unreadable"] is None and item["frame"] is None and is_slide(item["uri"]))
-    book_uri = filesystems.join(store, "batches.parquet")
-    known: dict[str, int] = dict(filesystems.read_table(book_uri).itertuples(index=False)) if filesystems.exists(book_uri) else {}
-    together: dict[int, list[ItemReference]] = {}
-    single, new = [], []
-    for item in items:
-        if alone(item):
+    single, pictures, keys = list[BatchReference](), list[int](), list[str]()
+    for place, item in enumerate(items):
+        if item["unreadable"] is None and item["frame"] is None and is_slide(item["uri"]):
             single.append(_write_batch([item], filesystems.name_of(item["uri"]), store))
-        elif (number := known.get(_key(item))) is not None:
-            together.setdefault(int(number), []).append(item)
         else:
-            new.append(item)
-    first = max(known.values(), default=-1) + 1
-    for start in range(0, len(new), _PICTURES_A_BATCH):
-        together[first + start // _PICTURES_A_BATCH] = new[start : start + _PICTURES_A_BATCH]
-    if new:
-        known |= {_key(item): number for number, batch in together.items() for item in batch}
-        filesystems.write_table(book_uri, pd.DataFrame(sorted(known.items()), columns=["picture", "batch"]))
-    return single + [_write_batch(batch, f"pictures {number}", store) for number, batch in sorted(together.items())]
+            pictures.append(place)
+            keys.append(_key(item))
+    numbers = _number_batches(keys, filesystems.join(store, "batches.parquet"))
+    order = np.argsort(numbers, kind="stable")
+    ends = np.flatnonzero(np.diff(numbers[order], append=-1)) + 1
+    together = [order[start:end].tolist() for start, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+    return single + [_write_batch([items[pictures[i]] for i in batch], f"pictures {numbers[batch[0]]}", store) for batch in together]
+
+
+def _number_batches(keys: Sequence[str], book_uri: str) -> np.ndarray:
+    """(n,) int64: the batch of each picture, which the book remembers."""
+    known = filesystems.read_table(book_uri) if filesystems.exists(book_uri) else _NO_BATCHES
+    before = known["batch"].to_numpy(np.int64)
+    numbers = np.append(before, -1)[places_in(keys, known["picture"])]
+    new = np.flatnonzero(numbers < 0)
+    if len(new):
+        numbers[new] = before.max(initial=-1) + 1 + np.arange(len(new)) // _PICTURES_A_BATCH
+        learned = pd.DataFrame({"picture": [keys[place] for place in new], "batch": numbers[new]})
+        book = pd.concat([known, learned], ignore_index=True).drop_duplicates("picture", keep="last")
+        filesystems.write_table(book_uri, book.sort_values("picture"))
+    return numbers
 
 
 def read_batch(batch: BatchReference) -> list[ItemReference]:
     """The items of a batch."""
-    return list(filesystems.read_json(batch["uri"]))
+    columns = filesystems.read_json(batch["uri"])
+    return [cast(ItemReference, dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def _write_batch(items: Sequence[ItemReference], name: str, store: str) -> BatchReference:
-    uri = filesystems.join(store, "batches", f"{digest_of(items)[:32]}.json")
+    columns = {name: [item[name] for item in items] for name in ItemReference.__annotations__}  # type: ignore[literal-required]
+    content = json.dumps(columns).encode()
+    uri = filesystems.join(store, "batches", f"{hashlib.sha256(content).hexdigest()[:32]}.json")
     if not filesystems.exists(uri):
-        filesystems.write_bytes(uri, json.dumps(items).encode())
+        filesystems.write_bytes(uri, content)
     return BatchReference(uri=uri, name=name, items=len(items))
 
 
@@ -81,16 +123,13 @@ def _list_once(sources: Sequence[AnySource]) -> list[SourceItem]:
     return [item for items in by_source for item in items]
 
 
-def _refer_all(listed: Sequence[SourceItem], book: filesystems.FingerprintBook) -> list[ItemReference]:
+def _fingerprint(listed: Sequence[SourceItem], book: filesystems.FingerprintBook) -> dict[str, str | OSError]:
     uris = list(dict.fromkeys(uri for item in listed for uri in (item.uri, _mask_of(item)) if uri is not None))
     with show_progress("survey", len(uris)) as bar:
-        digests = dict(zip(uris, book.fingerprint_all(uris, advance=bar.advance), strict=True))
-    return [_refer(item, digests) for item in listed]
+        return dict(zip(uris, book.fingerprint_all(uris, advance=bar.advance), strict=True))
 
 
-def _refer(item: SourceItem, digests: dict[str, str | OSError]) -> ItemReference:
-    mask_uri = _mask_of(item)
-    digest, mask_digest = digests[item.uri], None if mask_uri is None else digests[mask_uri]
+def _refer(item: SourceItem, digest: str | OSError, mask_digest: str | OSError | None) -> ItemReference:
     lost = next((error for error in (digest, mask_digest) if isinstance(error, OSError)), None)
     return ItemReference(
         uri=item.uri,
@@ -104,7 +143,7 @@ def _refer(item: SourceItem, digests: dict[str, str | OSError]) -> ItemReference
         lesion_id=item.lesion_id,
         slide_id=item.slide_id,
         finding=item.finding,
-        mask_uri=mask_uri,
+        mask_uri=_mask_of(item),
         partly_annotated=item.partly_annotated,
         split=item.split,
         spacing_um=item.spacing_um,

@@ -12,7 +12,6 @@ from storage.datasets.miniatures.one_class import write_medmnist
 from storage.datasets.source import SourceError
 from storage.slides import write_pyramid
 from tasks import survey as module
-from tasks.references import ItemReference
 from tasks.survey import deal_batches, read_batch, survey
 
 
@@ -158,9 +157,32 @@ def test_two_stores_do_not_know_of_each_other(tmp_path: Path) -> None:
 
 def test_a_batch_is_kept_as_it_was_dealt(tmp_path: Path) -> None:
     source = write_many(tmp_path / "data", range(3))
-    items: list[ItemReference] = survey([source], store=str(tmp_path / "store"))
+    items = survey([source], store=str(tmp_path / "store"))
     [batch] = deal_batches(items, store=str(tmp_path / "store"))
     assert read_batch(batch) == items
+
+
+def test_the_items_of_a_survey_are_a_sequence_like_a_list_of_them(tmp_path: Path) -> None:
+    source = write_many(tmp_path / "data", range(5))
+    items = survey([source], store=str(tmp_path / "store"))
+    names = [Path(item["uri"]).stem for item in items]
+    assert names == ["0000", "0001", "0002", "0003", "0004"]
+    assert [Path(item["uri"]).stem for item in items[1:3]] == names[1:3]
+    assert items[-1] == list(items)[4]
+    assert items == list(items)
+    assert items != list(items)[:4]
+    assert items != [*items[:4], items[0]]
+
+
+def test_a_picture_that_is_listed_twice_stays_in_one_batch(tmp_path: Path) -> None:
+    write_many(tmp_path, range(150))
+    names = [f"normal/{number:04d}.png" for number in [*range(150), 0]]
+    (tmp_path / "table.csv").write_text("uri,label\n" + "".join(f"{name},0\n" for name in names))
+    source = FolderSource(path=str(tmp_path / "table.csv"))
+    members(source, tmp_path / "store")
+    once = members(source, tmp_path / "store")
+    assert [len(batch) for batch in once.values()] == [99, 52]
+    assert members(source, tmp_path / "store") == once
 
 
 def test_frames_of_a_container_are_dealt_as_pictures_even_if_its_name_were_a_slides(
