@@ -95,7 +95,7 @@ def _number_batches(keys: Sequence[str], book_uri: str) -> np.ndarray:
     new = np.flatnonzero(numbers < 0)
     if len(new):
         numbers[new] = before.max(initial=-1) + 1 + np.arange(len(new)) // _PICTURES_A_BATCH
-        learned = pd.DataFrame({"picture": [keys[place] for place in new], "batch": numbers[new]})
+        learned = pd.DataFrame({"picture": [keys[place] for place in new.tolist()], "batch": numbers[new]})
         book = pd.concat([known, learned], ignore_index=True).drop_duplicates("picture", keep="last")
         filesystems.write_table(book_uri, book.sort_values("picture"))
     return numbers
