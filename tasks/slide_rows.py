@@ -207,12 +207,12 @@ def _measure_band(slide: SlideReader, boxes: np.ndarray, level: int, reduction: 
     """(2, n) sharpness and ink of tiles of some rows of the grid, (n, 4) in pixels of the level."""
     (left, top), (right, bottom) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     pixels = slide.read_region(int(left), int(top), int(right - left), int(bottom - top), level=level)
-    measured = np.empty((2, len(boxes)))
-    for row in np.split(np.arange(len(boxes)), _starts_of_rows(boxes)[1:]):
-        strip = pixels[boxes[row[0], 1] - top : boxes[row[0], 3] - top]
+    measured, spans = np.empty((2, len(boxes))), (boxes[:, ::2] - left) / reduction
+    for begin, end in pairwise([*_starts_of_rows(boxes).tolist(), len(boxes)]):
+        strip = pixels[boxes[begin, 1] - top : boxes[begin, 3] - top]
         if reduction > 1:
             strip = np.asarray(Image.fromarray(strip).reduce(reduction))
-        measured[:, row] = measure_tiles(strip, (boxes[row, ::2] - left) / reduction)
+        measured[0, begin:end], measured[1, begin:end] = measure_tiles(strip, spans[begin:end])
     return measured
 
 

@@ -24,13 +24,28 @@ def measure_tiles(strip: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         sharpness (n,) and share of ink (n,) in [0, 1], float64.
     """
-    strip, spans = np.ascontiguousarray(strip), np.asarray(spans, float)
-    laplacian, square, within_cells = _mean_in_spans(_sum_columns(strip), spans.round().astype(np.int64), strip.shape[0])
-    variance = square - laplacian**2 - _ROUNDING
-    sharpness = np.divide(np.maximum(variance, 0), within_cells, out=np.zeros_like(variance), where=within_cells > 1e-3)
-    ink, ink_spans = count_ink(strip, step_px=_INK_STEP), (spans / _INK_STEP).round().astype(np.int64)
-    [ink_share] = _mean_in_spans(ink[None], ink_spans, -(-strip.shape[0] // _INK_STEP))
-    return sharpness, ink_share
+    strip, spans = np.ascontiguousarray(strip), np.asarray(spans, np.float64)
+    sharpness = _sharpness_in_spans(_sum_columns(strip), spans, strip.shape[0])
+    return sharpness, _share_in_spans(count_ink(strip, step_px=_INK_STEP), spans, strip.shape[0])
+
+
+@compiled
+def _sharpness_in_spans(sums: np.ndarray, spans: np.ndarray, height: int) -> np.ndarray:
+    """(n,) float64, of the sums over columns that `_sum_columns` gives."""
+    columns = np.rint(spans).astype(np.int64)
+    laplacian, square, within_cells = _mean_in_spans(sums, columns, height)
+    sharpness = np.zeros(len(spans))
+    for n in range(len(spans)):
+        if within_cells[n] > 1e-3:
+            sharpness[n] = max(square[n] - laplacian[n] * laplacian[n] - _ROUNDING, 0.0) / within_cells[n]
+    return sharpness
+
+
+@compiled
+def _share_in_spans(counts: np.ndarray, spans: np.ndarray, height: int) -> np.ndarray:
+    """(n,) float64, of how many of the pixels that are looked at in a column are ink."""
+    columns = np.rint(spans / _INK_STEP).astype(np.int64)
+    return _mean_in_spans(counts.reshape(1, -1), columns, (height + _INK_STEP - 1) // _INK_STEP)[0]
 
 
 @compiled

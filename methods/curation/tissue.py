@@ -59,11 +59,22 @@ def find_tissue(thumbnail: np.ndarray, *, spacing_um: float, config: TissueConfi
 
 def _class_means(density: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """The mean outside of the mask and in it; where it is empty the mean of all twice."""
-    marked, total = int(mask.sum()), float(density.sum())
+    total, inside, marked = _sum_inside(density, mask)
     if not marked:
         return total / density.size, total / density.size
-    inside = float(np.dot(density.ravel(), mask.ravel()))
     return (total - inside) / (density.size - marked), inside / marked
+
+
+@compiled
+def _sum_inside(density: np.ndarray, mask: np.ndarray) -> tuple[float, float, int]:
+    """Sums of all and of what is in the mask, and how many are; column by column, which vector units add at once."""
+    totals, insides, counts = np.zeros(mask.shape[1]), np.zeros(mask.shape[1]), np.zeros(mask.shape[1], np.int32)
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            totals[x] += density[y, x]
+            insides[x] += density[y, x] if mask[y, x] else np.float32(0)
+            counts[x] += mask[y, x]
+    return totals.sum(), insides.sum(), counts.sum()
 
 
 @compiled
@@ -100,13 +111,23 @@ def _blur_padded(padded: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return blurred
 
 
+@compiled
 def _opened(mask: np.ndarray) -> np.ndarray:
-    """Binary opening by a square of 3 × 3; by shifts, which takes a tenth of SciPy's time."""
-    padded = np.pad(mask, 1)
-    rows = padded[:-2] & padded[1:-1] & padded[2:]
-    eroded = np.pad(rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:], 1)
-    rows = eroded[:-2] | eroded[1:-1] | eroded[2:]
-    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
+    """Binary opening by a square of 3 × 3, row by row as the rows are at hand; what lies outside is empty."""
+    height, width = mask.shape
+    eroded, opened = np.zeros((height + 2, width + 2), np.bool_), np.empty((height, width), np.bool_)
+    column = np.empty(width + 2, np.bool_)
+    for y in range(1, height - 1):
+        for x in range(width):
+            column[x] = mask[y - 1, x] & mask[y, x] & mask[y + 1, x]
+        for x in range(1, width - 1):
+            eroded[y + 1, x + 1] = column[x - 1] & column[x] & column[x + 1]
+    for y in range(height):
+        for x in range(width + 2):
+            column[x] = eroded[y, x] | eroded[y + 1, x] | eroded[y + 2, x]
+        for x in range(width):
+            opened[y, x] = column[x] | column[x + 1] | column[x + 2]
+    return opened
 
 
 def _threshold(density: np.ndarray) -> float:
