@@ -6,6 +6,7 @@ silence for workers and resources that nobody has, and forgets all calls when th
 
 import logging
 import math
+import multiprocessing
 import os
 import textwrap
 import threading
@@ -20,8 +21,9 @@ import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
 from distributed.client import FutureCancelledError
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_mp_context
 
-from tasks.execution import ExecutionConfig, available_cores, call
+from tasks.execution import ExecutionConfig, available_cores, call, preloaded
 from tasks.logs import carry_ids
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class DaskExecutor:
         """
         waiting = iter(items)
         carried = partial(call, carry_ids(function), self._config.threads)
-        flight: _Flight[T] = _Flight(self._connect(), carried, together, rescued=rescue is not None)
+        flight: _Flight[T] = _Flight(self._connect(_module_of(function)), carried, together, rescued=rescue is not None)
         try:
             flight.find_workers()
             while True:
@@ -107,10 +109,11 @@ class DaskExecutor:
         if cluster is not None:
             cluster.close()
 
-    def _connect(self) -> "_Cluster":
+    def _connect(self, module: str) -> "_Cluster":
+        """The cluster, which is started for a function of a module where there is none yet."""
         with self._lock:
             if self._cluster is None:
-                self._cluster = _Cluster(self._config)
+                self._cluster = _Cluster(self._config, module)
             return self._cluster
 
     def _leave(self, cluster: "_Cluster") -> None:
@@ -127,12 +130,12 @@ class _SchedulerLostError(Exception):
 class _Cluster:
     """A connection to a scheduler, and the workers behind it."""
 
-    def __init__(self, config: ExecutionConfig) -> None:
+    def __init__(self, config: ExecutionConfig, module: str) -> None:
         self.config = config
         self.lock = threading.Lock()
         self.in_flight = 0  # calls of all threads
         self._closing, self._closed = threading.Lock(), False
-        self._local = None if config.kind == "address" else _start_local_cluster(config)
+        self._local = None if config.kind == "address" else _start_local_cluster(config, module)
         self.address = config.address if self._local is None else self._local.scheduler_address
         try:
             self.client = Client(self.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
@@ -302,8 +305,12 @@ class _Flight(Generic[T]):
         return False
 
 
-def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
-    """Processes that are started again when they die; with a GPU wanted, one for each, which sees no other."""
+def _start_local_cluster(config: ExecutionConfig, module: str) -> SpecCluster:
+    """Processes that are started again when they die; with a GPU wanted, one for each, which sees no other.
+
+    They are forked from one that has imported the module, and what `tasks.execution.preload` was told, and does nothing else: imports are
+    paid once and not by every worker, and their memory is shared.
+    """
     environments = _environments(config)
     if not environments:
         raise NoWorkerError(
@@ -316,18 +323,20 @@ def _start_local_cluster(config: ExecutionConfig) -> SpecCluster:
             # measure of each event loop's delay, 50 times a second
             "distributed.worker.profile.enabled": False,
             "distributed.admin.tick.interval": "500ms",
+            "distributed.worker.multiprocessing-method": "forkserver",
         }
     )
+    get_mp_context()  # names Dask's own packages the first time it is called, and would replace what is named here
+    multiprocessing.set_forkserver_preload(["__main__", "distributed", "torch", module, *preloaded()])  # torch: see `call`
     options = {
         "nthreads": _THREADS_PER_PROCESS,
         "memory_limit": int(MEMORY_LIMIT / len(environments)),
         "resources": {_PROCESS: 1, **config.resources},
         "host": "127.0.0.1",
         "dashboard": False,
-        "preload": ["tasks.dask_worker"],
         "silence_logs": logging.CRITICAL,  # of what a worker says of its own end; what matters the nanny and the scheduler say here
     }
-    workers = {number: {"cls": Nanny, "options": {**options, "env": env}} for number, env in enumerate(environments)}
+    workers = {number: {"cls": Nanny, "options": {**options, "env": {**os.environ, **env}}} for number, env in enumerate(environments)}
     scheduler = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "allowed_failures": _ALLOWED_FAILURES}
     return SpecCluster(scheduler={"cls": Scheduler, "options": scheduler}, workers=workers, silence_logs=logging.WARNING)
 
@@ -357,6 +366,13 @@ def _rescue(passenger: _Passenger[T], rescue: Callable[[T], T], error: KilledWor
         raise WorkersDiedError(f"every worker that was given {name} died: {error}") from error
     logger.warning("the workers that were given %s died; it is tried with more care", name)
     return _Passenger(rescue(passenger.item), passenger.rescues + 1)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    """Where a function stands, whatever of it is already given."""
+    while isinstance(function, partial):
+        function = function.args[0] if function.func is _unpack else function.func
+    return function.__module__
 
 
 def _say(resources: Mapping[str, float]) -> str:

@@ -4,10 +4,12 @@ import torch
 
 from storage import filesystems
 from tasks.caching import cached_task
-from tasks.execution import ExecutionConfig, available_cores, executor_for
+from tasks.execution import ExecutionConfig, available_cores, executor_for, preload
 from tasks.gpu_slots import hold_gpu_slot
 from tasks.search_fold import FoldJob, FoldScores, fit_and_score
 from tasks.training import TrainingConfig
+
+preload("methods.training.fit")  # and with it Lightning, half of what a worker imports
 
 
 @cached_task(

@@ -5,7 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 NORMASCOPE = (sys.executable, "-c", "from flows.cli import main; main()")
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes of the command's local cluster, which are forked from one of its children."""
+    return [
+        worker
+        for server in psutil.Process(process.pid).children()
+        if "multiprocessing.forkserver" in " ".join(server.cmdline())
+        for worker in server.children()
+    ]
 
 
 class Workplace:

@@ -18,7 +18,7 @@ import psutil
 from storage.archives import open_archive
 from storage.scores import ScoreStore, open_store
 from tasks.score_tools import verify_archive
-from tests.command import NORMASCOPE
+from tests.command import NORMASCOPE, workers_of
 
 ON_PATH = os.pathsep.join(str(Path(__file__).parents[2] / folder) for folder in ("tests/faults/inject", "."))
 SAMPLES, SHARD_ROWS, WORKERS = 240, 8, 2
@@ -194,12 +194,6 @@ def assert_same_arrays(one: ScoreStore, other: ScoreStore) -> None:
     np.testing.assert_array_equal(one.status(), other.status())
     np.testing.assert_array_equal(one.image_scores(), other.image_scores())
     np.testing.assert_array_equal(one.read_maps(range(one.rows)), other.read_maps(range(other.rows)))
-
-
-def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes of the command's local cluster that score."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 def kill(process: subprocess.Popen[bytes]) -> float:

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from storage.score_checks import verify_store
 from storage.scores import open_store
 from tests.archives import write_archive_pictures, write_manifest_of, write_small_bundle
-from tests.command import NORMASCOPE, Workplace
+from tests.command import NORMASCOPE, Workplace, workers_of
 from tests.faults.harness import ON_PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -59,7 +58,7 @@ def test_a_run_that_is_cancelled_in_the_ui_stops_its_workers_and_the_same_comman
     while not (records.is_dir() and len(list(records.iterdir())) >= 3):
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn" in " ".join(child.cmdline())]
+    workers = workers_of(process)
     address = re.search(r"Prefect UI: (\S+)", log.read_text())[1]  # type: ignore[index]
     (run,) = ask(address, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
     ask(address, f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})  # what the button sends

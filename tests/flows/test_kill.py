@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from storage.scores import ScoreStore, open_store
-from tests.command import NORMASCOPE, Workplace
+from tests.command import NORMASCOPE, Workplace, workers_of
 from tests.phantoms import write_pictures
 
 pytestmark = pytest.mark.slow
@@ -111,7 +111,7 @@ def test_ctrl_c_stops_at_once_with_its_workers_and_a_second_run_goes_on(workplac
     config = configure(workplace, "interrupted")
     process = start(workplace, config)
     wait_for_shards(workplace, "interrupted", count=3, process=process)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "spawn" in " ".join(child.cmdline())]
+    workers = workers_of(process)
     assert workers
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=15) == 128 + signal.SIGINT

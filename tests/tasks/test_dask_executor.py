@@ -17,6 +17,7 @@ import pytest
 from tasks.dask_executor import DaskExecutor, NoWorkerError, WorkersDiedError
 from tasks.execution import ExecutionConfig
 
+IMPORTED_BY = os.getpid()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
@@ -36,6 +37,12 @@ def nap(value: int) -> int:
 def pid_of(_item: int) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def say_who_imported(_item: int) -> tuple[int, int]:
+    """The process that imported this module, and this one."""
+    time.sleep(0.2)
+    return IMPORTED_BY, os.getpid()
 
 
 def overlap(folder: str, value: int) -> int:
@@ -138,6 +145,25 @@ def test_local_cluster_gives_all_results_and_raises_the_first_error(local: DaskE
     with pytest.raises(ValueError, match=r"no "):
         list(local.map(fail, [1, 2]))
     assert local.run(max, 3, 4) == 4
+
+
+def test_workers_share_one_import_of_what_they_run() -> None:
+    call = (
+        "from tasks.execution import ExecutionConfig, executor_for\n"
+        "from tests.tasks.test_dask_executor import say_who_imported\n"
+        "print(list(executor_for(ExecutionConfig(workers=2)).map(say_who_imported, range(20))))"
+    )
+    ended = subprocess.run([sys.executable, "-c", call], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    importers, workers = map(set, zip(*json.loads(ended.stdout.replace("(", "[").replace(")", "]")), strict=True))
+    assert (len(importers), len(workers)) == (1, 2)
+    assert not importers & workers
+
+
+def test_a_worker_sees_the_environment_of_the_day_its_cluster_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first", "second"):
+        monkeypatch.setenv("NORMASCOPE_OF_THE_DAY", value)
+        with executor_of(kind="local", workers=1) as executor:
+            assert executor.run(os.getenv, "NORMASCOPE_OF_THE_DAY") == value
 
 
 def test_items_are_taken_a_few_ahead_of_the_results(local: DaskExecutor) -> None:
