@@ -46,16 +46,18 @@ def find_duplicates(pictures: pd.DataFrame, *, config: DuplicateConfig | None, s
     book, pairs_uri = filesystems.join(folder, "pictures.parquet"), filesystems.join(folder, "pairs.parquet")
     before = _read(book, ["key", "phash"])
     known, pairs = _forget_gone(before, _read(pairs_uri, ["first", "second"]), pictures["key"])
-    new = pictures[~is_among(pictures["key"], known["key"])].reset_index(drop=True)
+    new = np.flatnonzero(~is_among(pictures["key"], known["key"]))
     if len(new):
-        there = pictures.iloc[places_in(known["key"], pictures["key"])].reset_index(drop=True).assign(phash=known["phash"])
-        found = _verify(pd.concat([there, new], ignore_index=True), _candidates(there, new, config), config)
+        there = places_in(known["key"], pictures["key"])
+        learned = pictures if len(new) == len(pictures) else pictures.iloc[new]
+        candidates = _candidates(known["phash"], pictures["features"].iloc[there], learned, config)
+        found = _verify(pictures, np.concatenate([there, new])[candidates], config)
         pairs = pd.concat([pairs, found], ignore_index=True)
         # a kill at any point has pictures compared again, and loses no pair: who is in the book has its pairs written
         if len(known) < len(before):
             filesystems.write_table(book, known)
         filesystems.write_table(pairs_uri, pairs.drop_duplicates())
-        filesystems.write_table(book, pd.concat([known, new[["key", "phash"]]], ignore_index=True))
+        filesystems.write_table(book, pd.concat([known, learned[["key", "phash"]]], ignore_index=True))
     return pairs.drop_duplicates().reset_index(drop=True)
 
 
@@ -75,20 +77,20 @@ def _read(uri: str, columns: list[str]) -> pd.DataFrame:
     return filesystems.read_table(uri) if filesystems.exists(uri) else pd.DataFrame({name: pd.array([], "string") for name in columns})
 
 
-def _candidates(there: pd.DataFrame, new: pd.DataFrame, config: DuplicateConfig) -> np.ndarray:
-    """(m, 2) positions in `there` followed by `new`, of which the second is new."""
-    old_hashes, new_hashes = _hashes(there["phash"]), _hashes(new["phash"])
+def _candidates(old: pd.Series, old_features: pd.Series, new: pd.DataFrame, config: DuplicateConfig) -> np.ndarray:
+    """(m, 2) positions in `old`, the hashes of pictures that are known, followed by `new`; the second of each pair is new."""
+    old_hashes, new_hashes = _hashes(old), _hashes(new["phash"])
     variants = _variants(new["phash_turns"]) if config.turned else None
     # of many pictures with one hash each is compared with the first alone: identical hashes of different pictures are rare
     _, first, bucket = np.unique(new_hashes, return_index=True, return_inverse=True)
     copies = np.stack([first[bucket], np.arange(len(new))], axis=1)
     near = near_pairs(new_hashes[first], radius=config.radius_bits, variants=None if variants is None else variants[first])
-    among = np.concatenate([copies[copies[:, 0] != copies[:, 1]], first[near]]) + len(there)
+    among = np.concatenate([copies[copies[:, 0] != copies[:, 1]], first[near]]) + len(old)
     matched = HammingIndex(old_hashes, radius=config.radius_bits).match(
         new_hashes[first], variants=None if variants is None else variants[first]
     )
-    across = np.stack([matched[:, 1], first[matched[:, 0]] + len(there)], axis=1)
-    near_in_meaning = _semantic_candidates(there["features"], new["features"], config)
+    across = np.stack([matched[:, 1], first[matched[:, 0]] + len(old)], axis=1)
+    near_in_meaning = _semantic_candidates(old_features, new["features"], config)
     return np.concatenate([across, np.sort(among, axis=1), near_in_meaning])
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import openslide
-import pandas as pd
+import pyarrow as arrow
 import pytest
 import tifffile
 from PIL import Image
@@ -34,7 +34,7 @@ from methods.curation.quality import measure_quality
 from methods.curation.split_config import SplitConfig
 from storage import filesystems
 from storage.datasets.folder import FolderSource
-from storage.manifest import COLUMNS, read_manifest, sample_id
+from storage.manifest import read_manifest, read_rows, sample_id, write_rows
 from storage.pictures import read_picture
 from storage.slides import TiffSlide, write_pyramid
 from tasks import duplicates, picture_rows
@@ -42,7 +42,7 @@ from tasks.curate import assemble_manifest, tabulate_batch
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.execution import keep_freed_memory
 from tasks.references import BatchReference, ManifestReference, TableReference
-from tasks.rows import SEARCH_COLUMNS
+from tasks.rows import to_columns
 from tasks.survey import deal_batches, survey
 
 SLIDES_PX, TILE_PX, SPACING_UM = (16_384, 32_768), 256, 0.25
@@ -132,7 +132,7 @@ class Slide:
         write_slide(path, side_px, np.random.default_rng(0))
         self.path, self.store = str(path), str(folder / "store")
         [self.batch] = deal_batches(survey([FolderSource(path=str(folder / "slides"))], store=self.store), store=self.store)
-        kept = pd.read_parquet(self.curate()["uri"])
+        kept = read_rows(self.curate()["uri"]).to_pandas()
         self.corners: list[tuple[int, int]] = list(zip(kept["x_px"].tolist(), kept["y_px"].tolist(), strict=True))
 
     def curate(self) -> TableReference:
@@ -409,19 +409,18 @@ def fabricate_archive(folder: Path, count: int, rng: np.random.Generator) -> lis
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     place = {"level": 0, "x_px": 0, "y_px": 0, "width_px": 600, "height_px": 450}
     measured = {name: rng.random(count) for name in ("sharpness", "brightness", "contrast", "ita_deg")}
-    rows = pd.DataFrame({
-        **{"uri": [str(path) for path in paths], "sha256": digests, "dataset": "p", "subject_id": [path.stem for path in paths]},
-        **{"sample_id": [sample_id(digest, **place) for digest in digests], "label": 0, **place, **measured},
+    columns = {
+        **{"uri": [str(path) for path in paths], "sha256": digests, "dataset": ["p"] * count, "subject_id": [path.stem for path in paths]},
+        **{"sample_id": [sample_id(digest, **place) for digest in digests], "label": [0] * count, **measured},
         "phash": [hash_to_text(value) for value in rng.integers(0, 2**64, count, dtype=np.uint64)],
-    }).reindex(columns=[*COLUMNS, *SEARCH_COLUMNS]).astype(object)  # fmt: skip
-    rows = rows.where(rows.notna(), None)
-    return [write_fabricated(rows[start : start + 100], str(folder / "tables" / f"{start:06d}.parquet")) for start in range(0, count, 100)]
+    }
+    rows = to_columns(count, place, columns)
+    return [write_fabricated(rows[start : start + 100], str(folder / "tables")) for start in range(0, count, 100)]
 
 
-def write_fabricated(rows: pd.DataFrame, uri: str) -> TableReference:
-    filesystems.write_table(uri, rows)
+def write_fabricated(rows: arrow.Table, folder: str) -> TableReference:
     counts = {"items": len(rows), "unusable": 0, "rows": len(rows), "excluded": 0}
-    return TableReference(uri=uri, name="pictures", note="", preview_uri=None, **counts)  # type: ignore[typeddict-item]
+    return TableReference(uri=write_rows(folder, rows), name="pictures", note="", preview_uri=None, **counts)
 
 
 def peak_bytes() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
 import pydicom
 import pytest
 import tifffile
@@ -25,7 +26,7 @@ from storage.datasets.miniatures.radiology import write_chestxray14, write_dicom
 from storage.datasets.miniatures.skin import body_photograph
 from storage.datasets.registry import AnySource
 from storage.datasets.source import SourceError
-from storage.manifest import read_manifest
+from storage.manifest import read_manifest, read_rows, write_rows
 from storage.slides import is_slide, write_pyramid
 from tasks import survey as survey_module
 from tasks.curate import TooManyFailuresError, assemble_manifest, check_failures, count_rows, tabulate_batch
@@ -41,7 +42,7 @@ def tabulate(folder: Path, name: str, *, curation: CurationConfig = CurationConf
     items = [item for item in survey([FolderSource(path=str(folder))], store=store) if Path(item["uri"]).name == name]
     [batch] = deal_batches(items, store=store)
     reference = tabulate_batch(batch, TilingConfig.model_validate(tiling), curation, None, store)
-    return pd.read_parquet(reference["uri"]), reference["note"]
+    return read_rows(reference["uri"]).to_pandas(), reference["note"]
 
 
 def test_a_mask_of_another_size_excludes_its_picture_and_names_both_sizes(pictures: Path) -> None:
@@ -386,6 +387,9 @@ PLANTED = (
 def texts_in(path: Path) -> bytes:
     """All that a file of the store says: its bytes, and the cells and metadata that its compression hides."""
     content = path.read_bytes()
+    if path.suffix == ".arrow":
+        rows = read_rows(str(path))
+        content += rows.to_pandas().to_csv().encode() + repr(rows.schema.metadata).encode()
     if path.suffix == ".parquet":
         content += pd.read_parquet(path).to_csv().encode() + repr(parquet.read_schema(path).metadata).encode()
     if path.suffix in (".jpg", ".png"):
@@ -397,7 +401,7 @@ def texts_in(path: Path) -> bytes:
 
 def search(store: Path) -> list[tuple[str, bytes]]:
     files = [path for path in store.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} >= {".parquet", ".json"}
+    assert {path.suffix for path in files} >= {".parquet", ".arrow", ".json"}
     return [(path.name, word) for path in files for word in PLANTED if word in texts_in(path)]
 
 
@@ -413,7 +417,9 @@ def with_exif(path: Path, picture: Image.Image) -> None:
 def test_the_search_finds_what_compression_hides(tmp_path: Path) -> None:
     pd.DataFrame({"name": ["PID-PLANTED-7"] * 1000}).to_parquet(tmp_path / "a.parquet", compression="zstd")
     (tmp_path / "b.json").write_text("{}")
-    assert search(tmp_path) == [("a.parquet", b"PID-PLANTED-7")]
+    rows = Path(write_rows(str(tmp_path), arrow.table({"name": ["Planted-", "-", "Planted-Label"]})))
+    assert b"Planted-Label" not in rows.read_bytes()
+    assert sorted(search(tmp_path)) == sorted([("a.parquet", b"PID-PLANTED-7"), (rows.name, b"Planted-Label")])
 
 
 def test_exif_and_gps_of_a_photograph_reach_no_file_of_the_store(folder: Path, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from storage import filesystems
 from storage.datasets.folder import FolderSource
+from storage.manifest import read_rows
 from tasks.curate import tabulate_batch
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.survey import deal_batches, survey
@@ -16,7 +16,7 @@ def test_the_tiles_of_a_dicom_slide_reach_the_manifest_and_no_name_does(tmp_path
     (batch,) = deal_batches(survey([FolderSource(path=str(tmp_path / "slides"))], store=store), store=store)
     tiling = TilingConfig(size_px=128, spacing_um=1.0, tissue_share=0)
     reference = tabulate_batch(batch, tiling, CurationConfig(), None, store)
-    rows = filesystems.read_table(reference["uri"])
+    rows = read_rows(reference["uri"]).to_pandas()
     assert rows["excluded"].isna().all()
     assert set(rows["uri"]) == {str(path)}
     assert set(rows["level"]) == {1}
