@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/normascope demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope
 
 # real servers, killed processes, the quick demo, the report in a browser: two groups at a time, for much of it is waited for
 SLOW := $(BIN)/pytest -m 'slow or browser'
