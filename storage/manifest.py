@@ -25,7 +25,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 _VERSION_KEY = b"normascope.manifest"
 _BUFFER_BYTES, _AHEAD_BYTES = 1 << 18, 4 << 20  # of a long manifest: a column's, and what is fetched from an object store
-_JOINED_ROWS = 1 << 14  # of small parts that are read
+_JOINED_ROWS = 1 << 13  # of small parts that are read
 _READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
 
@@ -68,10 +68,12 @@ def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tupl
     valid = validate_manifest(rows)
     written = {}
     for name, part in parts.items():
+        _release()
         content = encode_manifest(valid[part])
         digest = hashlib.sha256(content).hexdigest()
         written[name] = filesystems.join(folder, f"{name}-{digest[:16]}.parquet"), digest
         filesystems.write_bytes(written[name][0], content)
+        del content  # before the next is made
     return written
 
 
@@ -113,6 +115,7 @@ def read_parts(uris: Sequence[str], *, beside: Mapping[str, arrow.DataType]) -> 
             column, joined = joined.column(place), joined.remove_column(place)
             columns[name] = arrow.chunked_array([column.cast(kind).combine_chunks()], kind)
             del column
+            _release()
         else:
             columns[name] = arrow.chunked_array([arrow.nulls(len(joined), kind)])
     return _to_pandas(arrow.table(columns))
@@ -132,7 +135,13 @@ def _join_small(parts: Iterable[arrow.Table]) -> Iterator[arrow.Table]:
         if sum(map(len, waiting)) >= _JOINED_ROWS:
             yield _concatenate(waiting).combine_chunks()
             waiting = []
+            _release()
     yield from waiting
+
+
+def _release() -> None:
+    """Give freed columns back at once: Arrow's allocator keeps them for a while, beside those that come next."""
+    arrow.default_memory_pool().release_unused()
 
 
 def _concatenate(parts: Sequence[arrow.Table]) -> arrow.Table:

@@ -16,7 +16,7 @@ from tasks.assets import tell_made
 from tasks.caching import cached_task
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.duplicates import find_duplicates
-from tasks.execution import ExecutionConfig, executor_for
+from tasks.execution import ExecutionConfig, executor_for, return_freed_memory
 from tasks.grouping import assign_splits, join_rows, list_pictures
 from tasks.picture_rows import tabulate_picture
 from tasks.references import BatchReference, ItemReference, ManifestReference, TableReference
@@ -91,6 +91,7 @@ def assemble_manifest(
         TooManyFailuresError: more than `failed_share_max` of the pictures cannot be used.
         SourceError: nothing usable, a subject without an id, contradictory labels where they are an error, or a group in two splits.
     """
+    return_freed_memory()  # of the survey
     rows = read_parts([table["uri"] for table in tables], beside=SEARCH_COLUMNS)
     unusable = rows["excluded"].dropna()
     failed = unusable[unusable.str.startswith("unusable")].tolist()
@@ -99,9 +100,11 @@ def assemble_manifest(
         reasons = "; ".join(f"{table['name']}: {table['note']}" for table in tables[:5])
         raise SourceError(f"no sample is left after curation; {reasons}")
     pairs = find_duplicates(list_pictures(rows), config=curation.duplicates, store=store)
+    return_freed_memory()
     rows = join_rows(rows.drop(columns=list(SEARCH_COLUMNS)), pairs, config=curation.duplicates)
     previous = read_manifest(previous_manifest, digest=previous_digest) if previous_manifest is not None else None
     rows = assign_splits(rows, config=split, previous=previous)
+    return_freed_memory()
     # each named by its own content: a change in the test split alone leaves the development manifest, and so the models, as they are
     development = (rows["excluded"].isna() & rows["split"].isin(["train", "validation"])).to_numpy(bool)
     written = write_named(filesystems.join(store, "manifests"), rows, manifest=slice(None), development=development)
