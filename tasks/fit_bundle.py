@@ -12,7 +12,7 @@ from methods.detectors.interface import Detector, Learner
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.training.outcome import FitReport
 from methods.training.ranks import Rank
-from storage.models import Bundle, write_bundle
+from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import keep_freed_memory, take_gpu
 from tasks.fingerprints import describe_code
@@ -31,9 +31,14 @@ class Trained(NamedTuple):
 
 
 def fit_bundle(job: TrainingJob, calibration: CalibrationConfig, bootstrap: BootstrapConfig, uri: str) -> Trained:
-    """Train, calibrate and write a bundle, here; on a worker, with a GPU of its own where there are several."""
+    """Train, calibrate and write a bundle, here; on a worker, with a GPU of its own where there are several.
+
+    Of two runs that train the same model for one store at the same time the first to end has its bundle kept: the other run's steps may
+    be reading it, and a second one's digest differs by the seconds in its card.
+    """
     take_gpu()
     keep_freed_memory()
+    before = _digest_there(uri)
     train, validation = select_rows(job)
     model = build_untrained(job)
     report = _fit(model, train, validation, job)
@@ -52,9 +57,15 @@ def fit_bundle(job: TrainingJob, calibration: CalibrationConfig, bootstrap: Boot
     }
     tensors = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     pictures = draw_training(model, validation, seed=job.training.seed)
-    digest = write_bundle(uri, Bundle(tensors=tensors, config=job.detector.model_dump(mode="json"), card=card, pictures=pictures))
+    bundle = Bundle(tensors=tensors, config=job.detector.model_dump(mode="json"), card=card, pictures=pictures)
+    there = _digest_there(uri)
+    digest = write_bundle(uri, bundle) if there is None or there == before else there
     shutil.rmtree(job.checkpoints, ignore_errors=True)
     return Trained(digest, report, pictures)
+
+
+def _digest_there(uri: str) -> str | None:
+    return bundle_digest(uri) if bundle_is_complete(uri) else None
 
 
 def _fit(model: Detector, train: pd.DataFrame, validation: pd.DataFrame, job: TrainingJob) -> FitReport:
