@@ -21,7 +21,7 @@ def curate(config: RunConfig) -> ManifestReference:
     if config.paint is not None:
         items = paint_items(items, paint=config.paint, store=config.store)
     batches = deal_batches(items, store=config.store)
-    del items  # of a large archive four times its manifest
+    del items  # of a large archive as much as its manifest and more
     stain = prepare_stain(config.curation)
     futures = [
         tabulate.submit(batch, tiling=config.tiling, curation=config.curation, stain=stain, store=config.store, execution=config.execution)
