@@ -79,7 +79,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "vae-ocsvm": {"vae": VAEConfig(input_size_px=16, width=8, latent=8, epochs=30, learning_rate=3e-3)},
     "ganomaly": {"input_size_px": 16, "width": 16, "latent": 8, "epochs": 100, "learning_rate": 1e-3, "training_batch_size": 4},
     "dpa": {"width": 8, "width_max": 32, "blocks": 1, "latent": 2, "epochs": 50, "learning_rate": 3e-3, "training_batch_size": 4},
-    "piad": {"epochs": 70, "learning_rate": 1e-3, "critic_learning_rate": 3e-3, "balance_every": 10, "training_batch_size": 4},
+    "piad": {"epochs": 220, "learning_rate": 1e-3, "critic_learning_rate": 3e-3, "balance_every": 10, "training_batch_size": 4},
     "deep-geo": {"epochs": 30, "transforms_per_image": 8, "learning_rate": 3e-3},
     "deep-svdd": {"pretraining_epochs": 0, "epochs": 60, "fine_tuning_epochs": 0, "learning_rate": 1e-3, "training_batch_size": 4},
     "simclr": {"epochs": 15, "learning_rate": 3e-3, "training_batch_size": 8},
