@@ -161,7 +161,8 @@ def _jpeg_decoder(page: tifffile.TiffPage) -> Callable[[bytes, int], NDArray[np.
 def _tile_aside(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Memory for a tile that begins at no multiple of 32 bytes, in which libjpeg-turbo writes pixels a sixth to a third faster.
 
-    At such a multiple, where about half of what is allocated begins, it writes past the processor's cache and waits for that.
+    Half of what is allocated begins at such a multiple. The times are measured (docs/results.md); that it then writes past the processor's
+    cache is a guess.
     """
     return np.ndarray(shape, np.uint8, np.empty(math.prod(shape) + _ASIDE_BYTES, np.uint8), _ASIDE_BYTES)
 
