@@ -26,7 +26,7 @@ from storage import object_stores
 _HASH_BLOCK_BYTES = 1 << 22
 _TIMEOUTS = {"connect_timeout": object_stores.CONNECT_TIMEOUT_S, "read_timeout": object_stores.READ_TIMEOUT_S}  # else a stall costs 16 s
 _PIECES_AT_ONCE = 4  # of a file on its way to a bucket: see `object_stores`
-_BLOCK_FILES, _BLOCK_ROWS = 1 << 13, 1 << 16  # that are looked up at once, and of the book of fingerprints that are written at once
+_BLOCK_FILES, _BLOCK_ROWS = 1 << 13, 1 << 14  # that are looked up at once, and of a book that are written at once
 _LISTED_FROM = 20  # files of a folder in an object store that are asked for, from which on the folder is listed instead
 
 P = ParamSpec("P")
@@ -256,6 +256,23 @@ def write_table(uri: str, table: pd.DataFrame) -> None:
     write_bytes(uri, table.to_parquet(index=False, compression="zstd"))
 
 
+def read_book(uri: str, columns: arrow.Schema) -> arrow.Table:
+    """What `write_book` wrote there, in these columns; empty where there is nothing."""
+    if not exists(uri):
+        return columns.empty_table()
+    with open_for_reading(uri) as file:
+        return parquet.read_table(file, columns=columns.names).cast(columns)
+
+
+def write_book(uri: str, rows: arrow.Table, *, by: str) -> None:
+    """Write a Parquet table whole or not at all, sorted by a column; of a long one there is no sorted or encoded copy in memory."""
+    order = compute.sort_indices(rows[by])
+    # without dictionaries, which Parquet gathers in memory: of names and digests nearly each is there once
+    with open_for_writing(uri) as file, parquet.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=False) as writer:
+        for start in range(0, len(order), _BLOCK_ROWS):
+            writer.write_table(rows.take(order[start : start + _BLOCK_ROWS]))
+
+
 @_explained
 def sha256_of(uri: str) -> str:
     """The SHA-256 of a file's content, in hexadecimal, read in blocks."""
@@ -275,11 +292,8 @@ class FingerprintBook:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._known = _BOOK.empty_table()
         self._changed = False
-        if exists(uri):
-            with open_for_reading(uri) as file:
-                self._known = parquet.read_table(file, columns=_BOOK.names).cast(_BOOK)
+        self._known = read_book(uri, _BOOK)
 
     def fingerprint(self, uri: str) -> str:
         """SHA-256 of the content; raises FileNotFoundError where there is nothing."""
@@ -330,11 +344,7 @@ class FingerprintBook:
     def save(self) -> None:
         """Keep what was learned for the next run."""
         if self._changed:
-            sink, order = arrow.BufferOutputStream(), compute.sort_indices(self._known["uri"])
-            with parquet.ParquetWriter(sink, _BOOK, compression="zstd") as writer:
-                for start in range(0, len(order), _BLOCK_ROWS):  # and not sorted as a whole: that would be a second book
-                    writer.write_table(self._known.take(order[start : start + _BLOCK_ROWS]))
-            write_bytes(self._uri, sink.getvalue().to_pybytes())
+            write_book(self._uri, self._known, by="uri")
             self._changed = False
 
     def _learn(self, learned: Sequence[arrow.Table]) -> None:

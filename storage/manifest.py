@@ -1,9 +1,13 @@
 """The manifest: a Parquet table in which one row is one sample, and the row's number its index in every score array."""
 
 import hashlib
+import io
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +30,8 @@ SCHEMA_VERSION = 2
 _VERSION_KEY = b"normascope.manifest"
 _BUFFER_BYTES, _AHEAD_BYTES = 1 << 18, 4 << 20  # of a long manifest: a column's, and what is fetched from an object store
 _JOINED_ROWS = 1 << 13  # of small parts that are read
+_ROWS_ENCODED = 1 << 14  # at once: a group of rows of the file, which Parquet gathers in memory
+_FILE_IN_MEMORY_BYTES = 1 << 24  # a longer manifest is gathered on the disk until its name, its digest, is known
 _READ_AT_ONCE = 8  # object stores answer slowly, but many at a time
 
 
@@ -46,9 +52,9 @@ def _picture(sha256: str, frame: str | None) -> str:
 
 def write_manifest(uri: str, table: pd.DataFrame) -> str:
     """Validate and write; returns the digest (SHA-256 of the file), which names this manifest everywhere."""
-    content = encode_manifest(validate_manifest(table))
-    filesystems.write_bytes(uri, content)
-    return hashlib.sha256(content).hexdigest()
+    with _encoded(validate_manifest(table)) as (file, digest):
+        _copy(file, uri)
+    return digest
 
 
 def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tuple[str, str]]:
@@ -68,13 +74,26 @@ def write_named(folder: str, rows: pd.DataFrame, **parts: Any) -> dict[str, tupl
     valid = validate_manifest(rows)
     written = {}
     for name, part in parts.items():
-        _release()
-        content = encode_manifest(valid[part])
-        digest = hashlib.sha256(content).hexdigest()
-        written[name] = filesystems.join(folder, f"{name}-{digest[:16]}.parquet"), digest
-        filesystems.write_bytes(written[name][0], content)
-        del content  # before the next is made
+        with _encoded(valid, part) as (file, digest):
+            written[name] = filesystems.join(folder, f"{name}-{digest[:16]}.parquet"), digest
+            _copy(file, written[name][0])
     return written
+
+
+@contextmanager
+def _encoded(valid: pd.DataFrame, part: Any = slice(None)) -> Iterator[tuple[IO[bytes], str]]:
+    """The file of a part of valid rows, at its start, and its digest; neither the part nor a long file is in memory as a whole."""
+    with tempfile.SpooledTemporaryFile(_FILE_IN_MEMORY_BYTES) as file:
+        _encode(valid, part, file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        yield file, digest
+
+
+def _copy(file: IO[bytes], uri: str) -> None:
+    with filesystems.open_for_writing(uri) as target:
+        shutil.copyfileobj(file, target, _FILE_IN_MEMORY_BYTES)
 
 
 def write_rows(folder: str, rows: arrow.Table) -> str:
@@ -150,11 +169,21 @@ def _concatenate(parts: Sequence[arrow.Table]) -> arrow.Table:
 
 def encode_manifest(valid: pd.DataFrame) -> bytes:
     """The file of rows that `validate_manifest` has returned; equal rows are equal bytes."""
-    rows = arrow.Table.from_pandas(valid, preserve_index=False)
-    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
-    sink = arrow.BufferOutputStream()
-    parquet.write_table(rows, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
+    sink = io.BytesIO()
+    _encode(valid, slice(None), sink)
+    return sink.getvalue()
+
+
+def _encode(valid: pd.DataFrame, part: Any, into: IO[bytes]) -> None:
+    """Without Parquet's dictionaries: of identities, digests and measured numbers they make a tenth more bytes in 1.5 times the time."""
+    schema = arrow.Schema.from_pandas(valid, preserve_index=False)
+    schema = schema.with_metadata({**(schema.metadata or {}), _VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    places = np.arange(len(valid))[part]
+    with parquet.ParquetWriter(into, schema, compression="zstd", use_dictionary=False) as writer:
+        for start in range(0, max(len(places), 1), _ROWS_ENCODED):
+            rows = valid.iloc[places[start : start + _ROWS_ENCODED]]
+            writer.write_table(arrow.Table.from_pandas(rows, schema, preserve_index=False))
+            _release()
 
 
 def decode_manifest(content: bytes, *, columns: Sequence[str] | None = None) -> pd.DataFrame:

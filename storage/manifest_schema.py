@@ -64,7 +64,7 @@ class Column:
         array = arrow.array(values, from_pandas=True)
         if not self.nullable and array.null_count:
             yield values.index[compute.index(compute.is_null(array), True).as_py()], None, "must not be null"
-        if self.unique and compute.count_distinct(array, mode="only_valid").as_py() < len(array) - array.null_count:
+        if self.unique and not _is_unique(array):
             first = int((values.duplicated(keep=False) & values.notna()).to_numpy().argmax())
             yield values.index[first], array[first].as_py(), "must be unique"
         if self.rule is not None:
@@ -90,6 +90,13 @@ class Column:
         except _NOT_COERCIBLE:
             return False
         return True
+
+
+def _is_unique(array: arrow.Array) -> bool:
+    """Whether no value that is not null is there twice; Arrow's own count of distinct values takes three times the memory."""
+    places = compute.fill_null(compute.index_in(array, value_set=array, skip_nulls=True), -1).to_numpy(zero_copy_only=False)
+    there = np.flatnonzero(places >= 0)
+    return bool((places[there] == there).all())
 
 
 def _text(*, nullable: bool = True, unique: bool = False, rule: Rule | None = None) -> Column:

@@ -11,13 +11,13 @@ from methods.curation.duplicates import join_groups, semantic_candidates, verify
 from methods.curation.hamming import HammingIndex, near_pairs
 from methods.curation.hashing import shrink_grey
 from methods.curation.registration import count_inliers
+from methods.curation.text_columns import is_among, places_in
 from storage import filesystems
 from storage.pictures import read_picture
 from storage.slides import is_slide, open_slide
 from tasks.curation import DuplicateConfig
 from tasks.features import stack_features
 from tasks.progress import show_progress
-from tasks.text_columns import is_among, places_in
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from methods.curation.duplicates import join_groups
 from methods.curation.leaks import LEAK_KEYS, check_splits
 from methods.curation.split_config import SplitConfig
 from methods.curation.splits import extend_split, split_groups
+from methods.curation.text_columns import first_equal, is_among, is_first, places_in
 from storage import filesystems
 from storage.datasets.source import SourceError
 from tasks.curation import DuplicateConfig
 from tasks.paint import DATASET_SUFFIX
-from tasks.text_columns import is_among, places_in
 
 _ISIC = r"^isic-.*$"  # the archive and its challenges share one numbering of persons, lesions and pictures
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def list_pictures(rows: pd.DataFrame) -> pd.DataFrame:
     """The usable pictures that have a perceptual hash, one row each, as `find_duplicates` takes them."""
     keys = _within((rows["excluded"].isna() & rows["phash"].notna()).to_numpy(bool), picture_keys(rows))
-    first = (keys.notna() & ~keys.duplicated()).to_numpy(bool)
+    first = is_first(keys)
     asked = rows[["phash", "phash_turns", "features", "uri", "frame", "sha256"]].assign(key=keys)
     return asked if first.all() else asked[first]
 
@@ -82,9 +82,9 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
     rows = rows.copy(deep=False)
     usable = rows["excluded"].isna().to_numpy(bool)
     prescribed = np.where(usable & rows["split"].notna().to_numpy(bool), rows["split"].to_numpy(object), np.array(None, object))
-    group, groups = pd.factorize(rows["group_id"])  # −1: excluded
+    group = first_equal(rows["group_id"])  # −1: excluded
     told = group[(rows["label"].notna().to_numpy(bool) | (prescribed != None)) & (group >= 0)]  # noqa: E711 — of each
-    known = np.append(np.bincount(told, minlength=len(groups)) > 0, False)[group]
+    known = np.append(np.bincount(told, minlength=len(rows)) > 0, False)[group]
     split = np.full(len(rows), None, object)
     split[usable & ~known] = "archive"
     ours = usable & known
@@ -176,10 +176,10 @@ def _labels_of_pictures(rows: pd.DataFrame, pictures: pd.Series, chosen: np.ndar
 def _of_both_labels(names: pd.Series, rows: pd.DataFrame, labelled: np.ndarray) -> np.ndarray:
     """(n,) bool: labelled rows whose name stands at a normal and at an abnormal one."""
     both = np.zeros(len(rows), bool)
-    codes, known = pd.factorize(names[labelled])
-    abnormal = rows["label"][labelled].to_numpy(np.int64)
+    codes = places_in(names, names)[labelled]
+    abnormal = rows["label"].to_numpy(np.float64, na_value=np.nan)[labelled] == 1
     of_name, of_abnormal = (
-        np.append(np.bincount(codes[chosen], minlength=len(known)), 0) for chosen in (codes >= 0, (codes >= 0) & (abnormal == 1))
+        np.append(np.bincount(codes[chosen], minlength=len(rows)), 0) for chosen in (codes >= 0, (codes >= 0) & abnormal)
     )
     both[labelled] = ((of_abnormal > 0) & (of_abnormal < of_name))[codes]
     return both
@@ -221,7 +221,7 @@ def _flag_contradictions(rows: pd.DataFrame, pictures: pd.Series, labelled: np.n
 
 def _refuse_doubles(rows: pd.DataFrame) -> None:
     """The same pixels twice: the first row stays, the others are excluded and get an identity of their own."""
-    if rows["sample_id"].is_unique:
+    if is_first(rows["sample_id"]).all():
         return
     samples = rows["sample_id"].where(rows["excluded"].isna())
     double = samples.notna() & samples.duplicated()

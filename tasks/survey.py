@@ -7,18 +7,18 @@ from operator import eq
 from typing import cast, overload
 
 import numpy as np
-import pandas as pd
+import pyarrow as arrow
 
+from methods.curation.text_columns import places_in
 from storage import filesystems
 from storage.datasets.registry import AnySource, list_items
 from storage.datasets.source import SourceError, SourceItem
 from storage.slides import is_slide
 from tasks.progress import show_progress
 from tasks.references import BatchReference, ItemReference
-from tasks.text_columns import places_in
 
 _PICTURES_A_BATCH = 100
-_NO_BATCHES = pd.DataFrame({"picture": pd.Series([], dtype="str"), "batch": pd.Series([], dtype="int64")})
+_BOOK = arrow.schema([("picture", arrow.large_string()), ("batch", arrow.int64())])
 
 
 class Surveyed(Sequence[ItemReference]):
@@ -89,15 +89,16 @@ def deal_batches(items: Sequence[ItemReference], *, store: str) -> list[BatchRef
 
 def _number_batches(keys: Sequence[str], book_uri: str) -> np.ndarray:
     """(n,) int64: the batch of each picture, which the book remembers."""
-    known = filesystems.read_table(book_uri) if filesystems.exists(book_uri) else _NO_BATCHES
-    before = known["batch"].to_numpy(np.int64)
-    numbers = np.append(before, -1)[places_in(keys, known["picture"])]
+    known = filesystems.read_book(book_uri, _BOOK)
+    before, texts = known["batch"].to_numpy(), arrow.array(keys, arrow.large_string())
+    numbers = np.append(before, -1)[places_in(texts, known["picture"])]
     new = np.flatnonzero(numbers < 0)
     if len(new):
-        numbers[new] = before.max(initial=-1) + 1 + np.arange(len(new)) // _PICTURES_A_BATCH
-        learned = pd.DataFrame({"picture": [keys[place] for place in new.tolist()], "batch": numbers[new]})
-        book = pd.concat([known, learned], ignore_index=True).drop_duplicates("picture", keep="last")
-        filesystems.write_table(book_uri, book.sort_values("picture"))
+        learned = texts.take(new).dictionary_encode()  # a picture may be listed twice
+        of_each = before.max(initial=-1) + 1 + np.arange(len(learned.dictionary)) // _PICTURES_A_BATCH
+        numbers[new] = of_each[learned.indices.to_numpy()]
+        rows = arrow.table([learned.dictionary, of_each], schema=_BOOK)
+        filesystems.write_book(book_uri, arrow.concat_tables([known, rows]), by="picture")
     return numbers
 
 

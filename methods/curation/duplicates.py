@@ -1,13 +1,12 @@
 """Which pictures are the same picture: verification of candidates, and the groups that follow from them."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from skimage.metrics import structural_similarity
 
 from methods.curation.forests import number_trees, unite_all
 from methods.curation.hashing import turned
+from methods.curation.text_columns import first_equal
 
 _SSIM_RANGE = 5.0  # dynamic range of a standardised picture: 255 grey levels are about 5 standard deviations of a photograph
 
@@ -85,7 +84,9 @@ def join_groups(n: int, *relations: np.ndarray | pd.Series) -> np.ndarray:
                 raise ValueError(f"pairs name samples {relation.min()} to {relation.max()}; there are {n}")
             unite_all(parent, relation[:, 0].astype(np.int64), relation[:, 1].astype(np.int64))
         elif relation.shape == (n,):
-            unite_all(parent, np.arange(n), _first_equal(relation))
+            first = first_equal(relation)
+            known = np.flatnonzero(first >= 0)
+            unite_all(parent, known, first[known])
         else:
             raise ValueError(f"expected pairs (m, 2) or labels ({n},), got {relation.shape}")
     return number_trees(parent)
@@ -114,13 +115,3 @@ def _nearest(features: np.ndarray, start: int, stop: int, k: int, least: float, 
             value[i], place[i] = values[best], places[best]
     row, column = np.nonzero(place >= 0)
     return np.stack([start + row, place[row, column]], axis=1)
-
-
-def _first_equal(labels: Any) -> np.ndarray:
-    """(n,) int64 the first sample of the same label; of an unknown one itself."""
-    codes, names = pd.factorize(labels)  # −1: unknown
-    known = np.flatnonzero(codes >= 0)
-    first, equal = np.empty(len(names), np.int64), np.arange(len(codes))
-    first[codes[known][::-1]] = known[::-1]  # of those that write to one place the last one counts
-    equal[known] = first[codes[known]]
-    return equal

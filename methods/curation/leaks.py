@@ -9,6 +9,7 @@ import pandas as pd
 
 from methods.curation.grouped_samples import check_ids
 from methods.curation.split_config import SplitError
+from methods.curation.text_columns import first_equal
 
 LeakKind = Literal["subject", "lesion", "slide", "duplicate", "group"]
 
@@ -83,11 +84,11 @@ def check_splits(
 
 
 def _leaks(kind: LeakKind, used: pd.DataFrame, columns: list[str], splits: np.ndarray, names: np.ndarray, rows: np.ndarray) -> list[Leak]:
-    codes, values = pd.factorize(used[columns[0]])
+    codes = first_equal(used[columns[0]])
     there = np.flatnonzero(codes >= 0)
-    if len(values) == len(there):  # each key once
-        return []
     codes = codes[there]
+    if np.array_equal(codes, there):  # each key once
+        return []
     for name in columns[1:]:
         more, values = pd.factorize(used[name].iloc[there] if len(there) < len(used) else used[name], use_na_sentinel=False)
         if len(values) > 1:

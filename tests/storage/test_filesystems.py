@@ -8,10 +8,11 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
 import pytest
 
 from storage import filesystems
-from storage.filesystems import FingerprintBook, join, list_files, list_folders, read_bytes, write_bytes
+from storage.filesystems import FingerprintBook, join, list_files, list_folders, read_book, read_bytes, write_book, write_bytes
 from storage.manifest import read_manifest, sample_id, write_manifest
 from storage.models import Bundle, read_bundle, write_bundle
 from storage.scores import Failure, create_store, open_store
@@ -121,6 +122,16 @@ def test_absolute_and_as_link_change_local_paths_only(tmp_path: Path, monkeypatc
 def test_sha256_is_the_known_digest_of_a_known_content(root: str) -> None:
     write_bytes(join(root, "abc"), b"abc")
     assert filesystems.sha256_of(join(root, "abc")) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_book_is_sorted_however_long_and_empty_where_there_is_none(root: str) -> None:
+    columns = arrow.schema([("name", arrow.large_string()), ("number", arrow.int64())])
+    uri, order = join(root, "books", "a.parquet"), np.random.default_rng(0).permutation(40_000)
+    assert read_book(uri, columns) == columns.empty_table()
+    write_book(uri, arrow.table([[f"{number:05d}" for number in order], order], schema=columns), by="name")
+    back = read_book(uri, columns)
+    assert back["number"].to_pylist() == list(range(40_000))
+    assert back.schema == columns
 
 
 def test_the_fingerprint_book_reads_only_changed_files_again(tmp_path: Path, reads: list[str]) -> None:

@@ -7,7 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from storage.manifest import COLUMNS, ManifestError, read_manifest, sample_id, sample_ids, validate_manifest, write_manifest
+from storage.manifest import (
+    COLUMNS,
+    ManifestError,
+    count_manifest,
+    encode_manifest,
+    read_manifest,
+    sample_id,
+    sample_ids,
+    validate_manifest,
+    write_manifest,
+    write_named,
+)
 
 
 @pytest.fixture
@@ -91,6 +102,31 @@ def test_a_manifest_comes_back_with_its_values_and_types(table: pd.DataFrame, tm
         "x_px": "int64",
         "spacing_um": "float64",
     }
+
+
+@pytest.mark.parametrize("rows", [0, 3, 40_000])  # the last in several pieces
+def test_a_part_of_a_table_is_the_file_that_it_would_be_by_itself(tmp_path: Path, rows: int) -> None:
+    number = np.arange(rows)
+    table = validate_manifest(
+        pd.DataFrame(
+            {
+                "sample_id": [f"{digit:x}" for digit in number],
+                "uri": "a.png",
+                "dataset": "photos",
+                "subject_id": number.astype(str),
+                "level": 0,
+                **dict.fromkeys(("x_px", "y_px", "width_px", "height_px"), 1),
+                "sharpness": np.random.default_rng(0).random(rows),
+            }
+        )
+    )
+    chosen = number % 3 > 0
+    written = write_named(str(tmp_path), table, whole=slice(None), part=chosen)
+    for (uri, digest), expected in zip(written.values(), (table, table[chosen].reset_index(drop=True)), strict=True):
+        assert uri.endswith(f"-{digest[:16]}.parquet")
+        assert Path(uri).read_bytes() == encode_manifest(expected)
+        pd.testing.assert_frame_equal(read_manifest(uri, digest=digest), expected)
+        assert count_manifest(uri) == len(expected)
 
 
 def test_another_content_than_the_digest_says_is_refused(table: pd.DataFrame, tmp_path: Path) -> None:
