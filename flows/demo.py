@@ -10,9 +10,10 @@ from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.patchcore import PatchCoreConfig
 from storage import filesystems
 from storage.datasets.folder import FolderSource
-from tasks.demo import NOTICE, SlidePlan, build_slide, list_slides, plan_slides
+from tasks.demo import NOTICE, build_slide, list_slides, plan_slides
 from tasks.execution import ExecutionConfig
 from tasks.heartbeats import no_heartbeats
+from tasks.make_slide import SlidePlan
 from tasks.progress import show_progress
 from tasks.references import ReportReference
 from tasks.train import TrainingConfig

@@ -14,7 +14,8 @@ from tasks.archive_scoring import Slot, note_slides
 from tasks.execution import ExecutionConfig
 from tasks.progress import show_progress
 from tasks.references import RowsReference
-from tasks.slide_maps import SlideMapConfig, SlideMapError, SlideMapJob, assemble_slide, find_threshold, list_slides
+from tasks.slide_maps import SlideMapConfig, assemble_slide, find_threshold, list_slides
+from tasks.write_slide_map import SlideMapError, SlideMapJob
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,20 @@
-"""Evaluate a store on a split: exact counts shard by shard, metrics with intervals, subgroups, curves; written as JSON."""
+"""Evaluate a store on a split: exact counts shard by shard, metrics with intervals, subgroups, curves; written as JSON.
+
+How a worker counts a shard is in `tasks.count_shard`.
+"""
 
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict
 
 from methods.evaluation.bands import find_bands
 from methods.evaluation.bootstrap import BootstrapConfig
-from methods.evaluation.histograms import SubjectCounts, count_pixels, count_scores, gather_counts
+from methods.evaluation.histograms import SubjectCounts, count_scores, gather_counts
 from methods.evaluation.metrics import UndefinedMetricError, precision_recall_curve, roc_curve
 from methods.evaluation.probabilities import bin_probabilities
 from methods.evaluation.thresholds import Threshold
@@ -22,12 +23,12 @@ from storage.manifest import read_manifest
 from storage.models import read_bundle
 from storage.scores import FAILED, SCORED, ScoreStoreError, open_store
 from tasks.caching import cached_task, digest_of
+from tasks.count_shard import CountJob, count_shard
 from tasks.execution import ExecutionConfig, executor_for
 from tasks.measures import CONSTANT_ANSWERS, Measured, measure, measure_constant
 from tasks.progress import Bar, show_progress
 from tasks.promises import check_nulls, check_points
 from tasks.references import EvaluationReference, ManifestReference, ModelReference, StoreReference
-from tasks.samples import read_sample_mask
 from tasks.subgroups import assign_cells, measure_subgroups, stratify
 
 _CURVE_POINTS = 400
@@ -42,15 +43,6 @@ class EvaluationConfig(BaseModel):
     unscored: Literal["refuse", "count"] = Field(
         default="refuse", description="test samples that scoring has not reached: an error, or left out and counted"
     )
-
-
-class CountJob(TypedDict):
-    """All that a worker needs to count one shard's pixels: under which name each of its rows is counted; None for those that are not."""
-
-    store_uri: str
-    manifest: ManifestReference
-    shard: int
-    names: list[str | None]
 
 
 @cached_task(
@@ -149,28 +141,6 @@ def read_resampled(evaluation: EvaluationReference) -> Resampled:
 
 def _resampled_uri(evaluation_uri: str) -> str:
     return evaluation_uri.removesuffix(".json") + ".npz"
-
-
-def count_shard(job: CountJob) -> SubjectCounts | None:
-    """The pixels of a shard's rows by name, class and value; None where no mask is known."""
-    store = open_store(job["store_uri"])
-    size = store.map_size_px
-    if size is None:
-        return None
-    span = store.rows_of(job["shard"])
-    table = _manifest(job["manifest"]["uri"], job["manifest"]["digest"]).iloc[span.start : span.stop]
-    masks = np.zeros((len(span), size, size), bool)
-    known = np.zeros(len(span), bool)
-    for i, (row, name) in enumerate(zip(table.to_dict("records"), job["names"], strict=True)):
-        if name is None:
-            continue
-        known[i] = (mask := read_sample_mask(row, size_px=size)) is not None
-        if mask is not None and mask.any():
-            masks[i] = mask
-    if not known.any():
-        return None
-    maps, names = store.read_maps(span), np.asarray(job["names"], object)
-    return count_pixels(maps, masks, names) if known.all() else count_pixels(maps[known], masks[known], names[known])
 
 
 def count_test_pixels(
@@ -275,8 +245,3 @@ def _colour_range(pixel: SubjectCounts | None, image: SubjectCounts) -> list[flo
 def _quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:
     total = np.cumsum(weights)
     return float(values[np.searchsorted(total, q * total[-1])])
-
-
-@lru_cache(maxsize=2)
-def _manifest(uri: str, digest: str) -> pd.DataFrame:
-    return read_manifest(uri, digest=digest)

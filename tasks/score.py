@@ -11,8 +11,8 @@ from storage.scores import FAILED, SCORED, ScoreStore, create_store, list_stores
 from tasks.arithmetic import Arithmetic
 from tasks.assets import tell_made
 from tasks.caching import cached_task, code_fingerprint, digest_of
-from tasks.curate import check_failures
 from tasks.execution import ExecutionConfig, executor_for
+from tasks.failures import check_failures
 from tasks.models import detector_config
 from tasks.progress import Bar
 from tasks.references import ManifestReference, ModelReference, RowsReference, StoreReference

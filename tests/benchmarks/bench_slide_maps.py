@@ -27,7 +27,7 @@ from storage.heatmaps import open_heatmap
 from storage.manifest import read_manifest, write_manifest
 from storage.scores import create_store, default_shard_rows
 from storage.slides import write_pyramid
-from tasks import slide_maps
+from tasks import write_slide_map as mapping
 from tasks.arithmetic import Arithmetic, Scorer
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.execution import keep_freed_memory
@@ -36,8 +36,9 @@ from tasks.references import ItemReference, ModelReference, RowsReference
 from tasks.rows import SEARCH_COLUMNS, to_table
 from tasks.samples import read_sample
 from tasks.score_shard import Limits, ShardJob, Target, score_shard
-from tasks.slide_maps import SlideMapConfig, SlideMapJob, SlideMapReference, SlideReference, find_threshold, list_slides, write_slide_map
+from tasks.slide_maps import SlideMapConfig, find_threshold, list_slides
 from tasks.slide_rows import tabulate_slide
+from tasks.write_slide_map import SlideMapJob, SlideMapReference, SlideReference, write_slide_map
 from tests.archives import write_small_bundle
 
 SIDE_PX, TILE_PX, SPACING_UM, THRESHOLD = 100_000, 256, 0.25, 0.6
@@ -97,7 +98,7 @@ def simulate(map_px: int) -> None:
     slide = SlideReference(slide_id="simulated", uri="none", sha256="0" * 64, spans=[(0, len(table))])
     store, before_mb = SimulatedStore(map_px), peak_mb()
     parts = {"open_store": lambda uri: store, "open_slide": lambda uri: SimulatedSlide(), "_open_rows": lambda **_: rows}
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(slide_maps, **parts):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(mapping, **parts):
         job = SlideMapJob(
             slide=slide,
             rows=RowsReference(uri="none", digest=""),

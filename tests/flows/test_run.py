@@ -20,9 +20,9 @@ from storage.datasets.folder import FolderSource
 from storage.datasets.source import SourceError
 from storage.scores import open_store
 from tasks.caching import steps
-from tasks.curate import TooManyFailuresError
 from tasks.evaluate import EvaluationConfig
 from tasks.execution import ExecutionConfig
+from tasks.failures import TooManyFailuresError
 from tasks.score import ScoringConfig
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

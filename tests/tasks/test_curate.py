@@ -29,12 +29,14 @@ from storage.datasets.source import SourceError
 from storage.manifest import read_manifest, read_rows, write_rows
 from storage.slides import is_slide, write_pyramid
 from tasks import survey as survey_module
-from tasks.curate import TooManyFailuresError, assemble_manifest, check_failures, count_rows, tabulate_batch
+from tasks.curate import assemble_manifest, count_rows
 from tasks.curation import CurationConfig, DuplicateConfig, TilingConfig
+from tasks.failures import TooManyFailuresError, check_failures
 from tasks.grouping import describe_leaks
 from tasks.paint import paint_item
 from tasks.references import ManifestReference
 from tasks.survey import deal_batches, survey
+from tasks.tabulate_batch import tabulate_batch
 
 
 def tabulate(folder: Path, name: str, *, curation: CurationConfig = CurationConfig(), **tiling: object) -> tuple[pd.DataFrame, str]:

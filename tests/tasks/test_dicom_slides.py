@@ -4,9 +4,9 @@ import pytest
 
 from storage.datasets.folder import FolderSource
 from storage.manifest import read_rows
-from tasks.curate import tabulate_batch
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.survey import deal_batches, survey
+from tasks.tabulate_batch import tabulate_batch
 from tests.scanners import write_dicom_slide
 
 

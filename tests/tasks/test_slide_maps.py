@@ -21,15 +21,9 @@ from tasks.curation import CurationConfig, TilingConfig
 from tasks.references import ItemReference, RowsReference
 from tasks.rows import SEARCH_COLUMNS, to_table
 from tasks.samples import read_sample
-from tasks.slide_maps import (
-    SlideMapError,
-    SlideMapJob,
-    SlideMapReference,
-    SlideReference,
-    list_slides,
-    write_slide_map,
-)
+from tasks.slide_maps import list_slides
 from tasks.slide_rows import tabulate_slide
+from tasks.write_slide_map import SlideMapError, SlideMapJob, SlideMapReference, SlideReference, write_slide_map
 
 SPOTS = ((500, 300, 60), (1010, 730, 40))  # x, y, radius in level-0 pixels
 WIDTH_PX, HEIGHT_PX, SPACING_UM, MAP_PX = 1300, 1050, 0.5, 32

@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-WORKER_MODULES = ("tasks.score_shard", "tasks.archive_scoring", "tasks.search_fold", "tasks.fit_bundle", "methods.training.fit")
+WORKER_MODULES = (
+    "tasks.score_shard",
+    "tasks.archive_scoring",
+    "tasks.search_fold",
+    "tasks.fit_bundle",
+    "tasks.tabulate_batch",
+    "tasks.count_shard",
+    "tasks.write_slide_map",
+    "tasks.make_slide",
+    "methods.training.fit",
+)
 
 
 def test_what_workers_run_is_imported_without_prefect() -> None:
