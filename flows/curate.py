@@ -7,7 +7,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.config import RunConfig
 from storage import filesystems
-from tasks.curate import assemble_manifest, count_rows, prepare_stain, tabulate
+from tasks.curate import assemble_manifest, count_rows, describe_tables, prepare_stain, tabulate, tell_troubles
 from tasks.paint import paint_items
 from tasks.progress import show_progress
 from tasks.references import ManifestReference
@@ -17,7 +17,7 @@ from tasks.survey import deal_batches, survey
 @flow(name="curate", flow_run_name="curate {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=8))  # type: ignore[arg-type]
 def curate(config: RunConfig) -> ManifestReference:
     """Fingerprint every file, tabulate slides and pictures, find duplicates, split by group, write the manifest."""
-    items = survey(config.source, store=config.store)
+    items = survey(config.source, store=config.store, named=config.tiling.by_dataset)
     if config.paint is not None:
         items = paint_items(items, paint=config.paint, store=config.store)
     batches = deal_batches(items, store=config.store)
@@ -31,9 +31,10 @@ def curate(config: RunConfig) -> ManifestReference:
         for future in as_completed(futures):
             bar.advance(future.result()["items"])
     tables = [future.result() for future in futures]
+    tell_troubles(tables)
     create_table_artifact(
         key="curation-by-file",
-        table=[{name: table[name] for name in ("name", "items", "rows", "excluded", "note", "preview_uri")} for table in tables],
+        table=describe_tables(tables),
         description=f"{config.name}: what became of each slide and each batch of pictures",
     )
     manifest: ManifestReference = assemble_manifest(
@@ -45,7 +46,8 @@ def curate(config: RunConfig) -> ManifestReference:
         failed_share_max=config.failed_share_max,
         store=config.store,
     )
+    counts, flags = count_rows(manifest)
     create_table_artifact(
-        key="curation-counts", table=count_rows(manifest), description=f"{config.name}: samples by data set, split, label and reason"
+        key="curation-counts", table=counts, description=f"{config.name}: samples by data set, split, label and reason; {flags}"
     )
     return manifest

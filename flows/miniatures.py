@@ -63,17 +63,16 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "simclr-knn": {**_TRAINING, "input_size_px": 32, "encoder": _RESNET, "projection_dims": 16},
 }
 _STAGE_EPOCHS = 0.125  # of a growing network's transition and of its stabilisation: four stages end before the last of two epochs
-_COUNTS = {"normal": 24, "abnormal": 12, "abnormal_each": 2, "total": 24}  # training
-_HELD_OUT_COUNTS = {"normal": 6, "abnormal": 12, "abnormal_each": 2, "total": 18}
-_HELD_OUT = 0.25  # least weight of a split that is held out, where the weights of all are their shares
+_MOST_SAMPLES = 250  # of one kind in a split: as many as the smallest of the papers trains with
 
 
 def shrink(config: RunConfig) -> RunConfig:
     """The run with everything in it that takes time made small; what is trained, measured and shown stays.
 
     Detectors get small images, small networks and two epochs (`SMALL`); backbones that would be downloaded give way to the bundled one.
-    Counts of a split become what a miniature holds, shares that are held out at least a fifth. Tiles and patches are smaller and fewer, and
-    there are at most 100 replicates. The notice says that the data are generated; name and store are the caller's to choose.
+    Counts of a split are divided by one factor, so that they stay in proportion, and shares stay as they are: there is enough for
+    both. Tiles and patches are smaller and fewer, and there are at most 100 replicates. The notice says that the data are generated; name
+    and store are the caller's to choose.
 
     Args:
         config: of a run over data that `storage.datasets.miniatures.papers.write_miniature` wrote.
@@ -126,24 +125,34 @@ def _shrink_growing(detector: DeepPerceptualAutoencoderConfig, input_size_px: in
 
 
 def _shrink_tiling(tiling: TilingConfig) -> TilingConfig:
-    given = {name: most for name, most in (("stride_px", 128), ("tiles_max", 12)) if getattr(tiling, name) is not None}
+    given = {name: most for name, most in (("stride_px", 128), ("tiles_max", 10)) if getattr(tiling, name) is not None}
     return _reduce(tiling, {"size_px": 128, **given})
 
 
 def _shrink_split(split: SplitConfig) -> SplitConfig:
-    if split.counts is not None:
-        counts = {name: _shrink_count(count, _COUNTS if name == "train" else _HELD_OUT_COUNTS) for name, count in split.counts.items()}
-        return split.model_copy(update={"counts": counts})
-    weights = {name: max(share, _HELD_OUT) for name, share in (("validation", split.validation), ("test", split.test)) if share}
-    shares = {name: weight / (split.train + sum(weights.values())) for name, weight in weights.items()}
-    return split.model_copy(update={**shares, "train": 1 - sum(shares.values())})
+    if split.counts is None:
+        return split
+    factor = max(1, max(number for count in split.counts.values() for number in _numbers(count)) // _MOST_SAMPLES)
+    return split.model_copy(update={"counts": {name: _shrink_count(count, factor) for name, count in split.counts.items()}})
 
 
-def _shrink_count(count: CountConfig, most: Mapping[str, int]) -> CountConfig:
+def _numbers(count: CountConfig) -> list[int]:
+    values = [getattr(count, name) for name in count.model_fields_set]
+    return [number for value in values for number in (value.values() if isinstance(value, dict) else [value or 0])]
+
+
+def _shrink_count(count: CountConfig, factor: int) -> CountConfig:
+    """Each number divided and rounded; of what is asked for one stays."""
+
+    def divide(number: int | None) -> int | None:
+        return max(1, round(number / factor)) if number else number
+
     given = {name: getattr(count, name) for name in count.model_fields_set}
-    if isinstance(count.abnormal, dict):
-        given["abnormal"] = {finding: min(value, most["abnormal_each"]) for finding, value in count.abnormal.items()}
-    return CountConfig(**{name: min(value, most[name]) if isinstance(value, int) else value for name, value in given.items()})
+    divided = {
+        name: {finding: divide(number) for finding, number in value.items()} if isinstance(value, dict) else divide(value)
+        for name, value in given.items()
+    }
+    return CountConfig.model_validate(divided)
 
 
 def _reduce(model: Model, small: Mapping[str, Any]) -> Model:

@@ -140,6 +140,20 @@ def walk(folder: str, below: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]
 
 
 @_explained
+def list_right_in(uri: str) -> list[str]:
+    """The files in a folder and not below it, as URIs of the same kind, in no order; without hidden ones. None of what is no folder."""
+    fs, path = _open_store(uri)
+    if "file" in _protocols(fs):
+        if not Path(path).is_dir():
+            return []
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
+    else:
+        names = [name_of(entry["name"]) for entry in _list_entries(uri) if entry["type"] == "file"]
+    return [join(uri, name) for name in names if not name.startswith(".")]
+
+
+@_explained
 def list_folders(uri: str) -> list[str]:
     """The folders right below a folder, sorted; none where the folder does not exist."""
     fs, path = _open_store(uri)

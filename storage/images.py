@@ -95,6 +95,16 @@ def picture_size(file: PictureFile) -> tuple[int, int]:
         return width_px, height_px
 
 
+def is_turned(file: PictureFile) -> bool:
+    """Whether EXIF has a picture turned by a quarter: its pixels are stored with width and height swapped.
+
+    Raises:
+        UnreadableImageError: The header is not that of a picture.
+    """
+    with _opened(file) as image:
+        return image.getexif().get(ExifTags.Base.Orientation) in _TURNED_BY_A_QUARTER
+
+
 def write_image(file: PictureFile, image: NDArray[np.uint8], *, format: str = "PNG", quality: int = 90) -> None:
     """Write a picture, (H, W, 3) RGB or (H, W) grey, uint8; `quality` counts for JPEG and WebP."""
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):

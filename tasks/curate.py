@@ -3,6 +3,9 @@
 What a worker does to a batch is in `tasks.tabulate_batch`.
 """
 
+import logging
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -18,16 +21,26 @@ from tasks.duplicates import find_duplicates
 from tasks.execution import ExecutionConfig, executor_for, return_freed_memory
 from tasks.failures import check_failures
 from tasks.grouping import assign_splits, join_rows, list_pictures
+from tasks.reasons import generalise
 from tasks.references import BatchReference, ManifestReference, TableReference
 from tasks.rows import SEARCH_COLUMNS
 from tasks.tabulate_batch import tabulate_batch
 from tasks.transforms import stain_target
 
+_TROUBLES_SHOWN = 20
+
+logger = logging.getLogger(__name__)
+
+
+def is_there(table: TableReference) -> bool:
+    """Whether a table and all previews of its files are still where they were written."""
+    return all(filesystems.exists(uri) for uri in (table["uri"], *table["preview_uris"]))
+
 
 @cached_task(
     name="tabulate",
     run_name="tabulate {batch[name]}",
-    outputs_exist=lambda table: all(filesystems.exists(uri) for uri in (table["uri"], table["preview_uri"]) if uri is not None),
+    outputs_exist=is_there,
     ignore=("execution",),
 )
 def tabulate(
@@ -66,7 +79,7 @@ def assemble_manifest(
     return_freed_memory()  # of the survey
     rows = read_parts([table["uri"] for table in tables], beside=SEARCH_COLUMNS)
     unusable = rows["excluded"].dropna()
-    failed = unusable[unusable.str.startswith("unusable")].tolist()
+    failed = _general_reasons(rows)[unusable.index[unusable.str.startswith("unusable")]].tolist()
     check_failures(failed=failed, total=sum(table["items"] for table in tables), failed_share_max=failed_share_max, what="pictures")
     if rows["excluded"].notna().all():
         reasons = "; ".join(f"{table['name']}: {table['note']}" for table in tables[:5])
@@ -86,19 +99,51 @@ def assemble_manifest(
     return ManifestReference(uri=uri, digest=digest, rows=len(rows), development_uri=development_uri, development_digest=development_digest)
 
 
-def count_rows(manifest: ManifestReference) -> list[dict[str, Any]]:
-    """Counts of a manifest for a person: by data set, split and label, and by reason for what is excluded."""
+def tell_troubles(tables: Iterable[TableReference]) -> None:
+    """A warning for each file of which nothing can be used, with the reason; of many for the first."""
+    troubles = [trouble for table in tables for trouble in table["troubles"]]
+    for trouble in troubles[:_TROUBLES_SHOWN]:
+        logger.warning("%s", trouble)
+    if len(troubles) > _TROUBLES_SHOWN:
+        logger.warning("… and %d more: the manifest's column excluded says why", len(troubles) - _TROUBLES_SHOWN)
+
+
+def describe_tables(tables: Iterable[TableReference]) -> list[dict[str, Any]]:
+    """What became of each slide and each batch of pictures, for a table in the UI; previews are links."""
+    return [
+        {
+            **{"name": table["name"], "items": table["items"], "rows": table["rows"], "excluded": table["excluded"], "note": table["note"]},
+            "previews": " ".join(f"[{filesystems.name_of(uri)}]({filesystems.as_link(uri)})" for uri in table["preview_uris"]),
+        }
+        for table in tables
+    ]
+
+
+def count_rows(manifest: ManifestReference) -> tuple[list[dict[str, Any]], str]:
+    """Counts of a manifest for a person: by data set, split and label, and by reason for what is excluded; and a line of all flags."""
     rows = read_manifest(manifest["uri"], digest=manifest["digest"])
-    excluded = rows["excluded"].fillna("")
-    reason = excluded.str.split(r"[:;(]", n=1, regex=True).str[0].str.replace(r"\d+(\.\d+)?", "…", regex=True)
     shown = pd.DataFrame(
         {
             "dataset": rows["dataset"],
             "split": rows["split"].fillna("none"),
             "label": rows["label"].map({0: "normal", 1: "abnormal"}).astype("string").fillna("unknown"),
-            "excluded": reason,
+            "excluded": _general_reasons(rows).fillna(""),
             "subject": rows["subject_id"],
         }
     )
     counts = shown.groupby(["dataset", "split", "label", "excluded"]).agg(samples=("subject", "size"), subjects=("subject", "nunique"))
-    return [{str(name): value for name, value in row.items()} for row in counts.reset_index().to_dict("records")]
+    return [{str(name): value for name, value in row.items()} for row in counts.reset_index().to_dict("records")], _describe_flags(rows)
+
+
+def _general_reasons(rows: pd.DataFrame) -> pd.Series:
+    """The column excluded without paths and numbers, so that the same fault of many files is one reason."""
+    different = rows.loc[rows["excluded"].notna(), ["excluded", "uri", "mask_uri"]].drop_duplicates("excluded")
+    known = {reason: generalise(reason, *(uri for uri in uris if isinstance(uri, str))) for reason, *uris in different.to_numpy().tolist()}
+    return rows["excluded"].map(known).astype("string")
+
+
+def _describe_flags(rows: pd.DataFrame) -> str:
+    counts = Counter[str]()
+    for flags, samples in rows["flags"].value_counts().items():  # of each combination
+        counts.update(dict.fromkeys(str(flags).split(";"), int(samples)))
+    return "flags: " + (", ".join(f"{count} {flag}" for flag, count in counts.most_common()) or "none")

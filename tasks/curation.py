@@ -6,12 +6,13 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from methods.curation.quality import QualityConfig
+from methods.curation.quality import Check, QualityConfig
 from methods.curation.skin import SkinConfig
 from methods.curation.stain import StainConfig
 from methods.curation.tissue import TissueConfig
 
 PictureCut = Literal["whole", "tiled", "patches"]
+Flag = Literal[Check, "stain-failed"]
 
 
 class TilingConfig(BaseModel):
@@ -93,7 +94,9 @@ class CurationConfig(BaseModel):
 
     quality: QualityConfig = Field(default=QualityConfig(), description="of ordinary pictures")
     tiles: TileQualityConfig = Field(default=TileQualityConfig(), description="of slides")
-    exclude: tuple[str, ...] = Field(default=(), description="flags that exclude a sample, such as blurred, near-constant, screenshot, pen")
+    exclude: tuple[Flag, ...] = Field(
+        default=(), description="flags that exclude a sample, such as blurred, near-constant, screenshot, pen"
+    )
     skin: SkinConfig = Field(default=SkinConfig(), description="patches of skin, where tiling says so")
     crop_share: float | None = Field(default=None, gt=0, le=1, description="whole pictures: the central part of each side that is used")
     equalise: bool = Field(default=False, description="ordinary pictures: equalise the histogram of their grey levels, as for radiographs")

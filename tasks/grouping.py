@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 
 from methods.curation.duplicates import join_groups
-from methods.curation.leaks import LEAK_KEYS, check_splits
+from methods.curation.leaks import check_splits
 from methods.curation.split_config import SplitConfig
 from methods.curation.splits import extend_split, split_groups
 from methods.curation.text_columns import first_equal, is_among, is_first, places_in
-from storage import filesystems
 from storage.datasets.source import SourceError
 from tasks.curation import DuplicateConfig
 from tasks.paint import DATASET_SUFFIX
@@ -95,31 +94,6 @@ def assign_splits(rows: pd.DataFrame, *, config: SplitConfig, previous: pd.DataF
     if leaks := check_splits(rows):
         raise SourceError("; ".join(str(leak) for leak in leaks[:5]))
     return rows
-
-
-def describe_leaks(uri: str, *, across_datasets: bool = False) -> tuple[str, list[str]]:
-    """What crosses splits in the table at a URI, Parquet or CSV: a summary, and one line for each.
-
-    Raises:
-        SourceError: no readable table.
-        SplitError: no column split or subject_id, or a row in a split without subject.
-    """
-    table = _read_any_table(uri)
-    leaks = check_splits(table, across_datasets=across_datasets)
-    checked = [kind for kind, columns in LEAK_KEYS if columns[0] in table.columns]
-    counts = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
-    verdict = f"{len(leaks)} in more than one split" if leaks else "none is in more than one split"
-    return f"{len(table)} rows ({counts}); checked: {', '.join(dict.fromkeys(checked))}: {verdict}", [str(leak) for leak in leaks]
-
-
-def _read_any_table(uri: str) -> pd.DataFrame:
-    try:
-        if not uri.lower().endswith(".csv"):
-            return filesystems.read_table(uri)
-        with filesystems.open_for_reading(uri) as file:
-            return pd.read_csv(file, dtype=str, keep_default_na=False).replace("", None)
-    except ValueError as error:  # pandas' and Arrow's, which do not name the file
-        raise SourceError(f"{uri} is no readable table, neither Parquet nor a .csv: {error}") from None
 
 
 def _deal(rows: pd.DataFrame, prescribed: np.ndarray, config: SplitConfig, previous: pd.DataFrame | None) -> np.ndarray:
@@ -215,6 +189,11 @@ def _flag_contradictions(rows: pd.DataFrame, pictures: pd.Series, labelled: np.n
     if doubtful.empty:
         return
     where = rows["excluded"].isna() & is_among(pictures, [*doubtful["first"], *doubtful["second"]])
+    example = doubtful[["first", "second"]].iloc[0]
+    named = [
+        f"{rows.loc[paired & is_among(pictures, [key]), 'uri'].iloc[0]} ({'abnormal' if label_of[key] else 'normal'})" for key in example
+    ]
+    logger.warning("%d pair(s) of near-duplicates are labelled otherwise, such as %s; they are flagged", len(doubtful), " and ".join(named))
     flags = rows.loc[where, "flags"]
     rows.loc[where, "flags"] = (flags + ";").fillna("") + CONTRADICTORY
 

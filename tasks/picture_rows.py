@@ -11,11 +11,11 @@ from methods.curation.skin import cut_patches, draw_patches, find_skin
 from methods.curation.tissue import tile_grid, tissue_share
 from storage import filesystems
 from storage.datasets.source import SourceError
-from storage.images import encode_jpeg, read_mask
-from storage.pictures import read_picture
+from storage.images import encode_jpeg, is_turned, read_mask
+from storage.pictures import is_dicom, read_picture
 from tasks.curation import CurationConfig, TilingConfig
 from tasks.references import ItemReference
-from tasks.rows import Box, Tabulated, check_marked, label_of, make_row, search_columns
+from tasks.rows import NOWHERE, Box, Tabulated, check_marked, label_of, make_row, search_columns
 from tasks.transforms import EQUALISE, stain_transform
 
 
@@ -45,8 +45,10 @@ def tabulate_picture(item: ItemReference, tiling: TilingConfig, curation: Curati
         SourceError: a mask of another size, or one that contradicts the label.
         UnreadableImageError: a damaged picture.
     """
-    picture = _open(item, curation, stain)
     cut = tiling.by_dataset.get(item["dataset"], tiling.pictures)
+    if cut == "patches" and (left_out := curation.skin.leave_out(item["site"])) is not None:
+        return Tabulated([make_row(item, NOWHERE, label=item["label"], excluded=left_out)], left_out)
+    picture = _open(item, curation, stain)
     if cut == "patches":
         return _patches(picture, curation)
     if cut == "tiled":
@@ -95,7 +97,9 @@ def _tiles(picture: _Picture, tiling: TilingConfig, curation: CurationConfig) ->
 def _patches(picture: _Picture, curation: CurationConfig) -> Tabulated:
     """Patches of a body photograph: those that are refused have a row too, which says why."""
     skin = find_skin(picture.pixels, curation.skin)
-    patches = cut_patches(skin, config=curation.skin, photograph=picture.pixels)
+    spacing_um = picture.item["spacing_um"]
+    scale = None if spacing_um is None else spacing_um / 1000
+    patches = cut_patches(skin, config=curation.skin, mm_per_px=scale, photograph=picture.pixels)
     ita_deg = measures.measure_ita(picture.pixels, skin) if skin.any() else np.nan  # of the skin, not of the wall behind it
     picture = replace(picture, found=picture.found | {"ita_deg": None if np.isnan(ita_deg) else ita_deg})
     rows = []
@@ -113,7 +117,7 @@ def _patches(picture: _Picture, curation: CurationConfig) -> Tabulated:
 
 
 def _sample(picture: _Picture, box: Box, *, least_share: float) -> dict[str, Any]:
-    """A part of a picture; without a mask a patch of an abnormal picture is abnormal as the source says of the whole."""
+    """A part of a picture; without a mask a part of an abnormal picture is unknown, as the source says something of the whole alone."""
     share = _share(picture, box)
     label = label_of(picture.item, share, whole=False, least_share=least_share)
     return make_row(picture.item, box, label=label, abnormal_share=share, **picture.found)
@@ -133,6 +137,16 @@ def _read_mask(item: ItemReference, pixels: np.ndarray) -> np.ndarray | None:
         mask = read_mask(file)
     if mask.shape != pixels.shape[:2]:
         sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its picture {pixels.shape[1]} × {pixels.shape[0]}"
-        raise SourceError(f"the mask {item['mask_uri']} has {sizes}: save it at the picture's size")
+        what_to_do = "save it at the picture's size"
+        if mask.shape == pixels.shape[1::-1] and _is_turned(item):
+            what_to_do = "it fits the picture as it is stored, which EXIF has turned by a quarter; turn the mask likewise"
+        raise SourceError(f"the mask {item['mask_uri']} has {sizes}: {what_to_do}")
     check_marked(item, mask)
     return mask
+
+
+def _is_turned(item: ItemReference) -> bool:
+    if item["frame"] is not None or is_dicom(item["uri"]):
+        return False
+    with filesystems.open_for_reading(item["uri"]) as file:
+        return is_turned(file)

@@ -36,7 +36,7 @@ class BatchReference(TypedDict):
 
 
 class TableReference(TypedDict):
-    """The rows of a batch."""
+    """The rows of a batch, its previews, and a line for each file that gave none to use."""
 
     uri: str
     name: str
@@ -45,7 +45,8 @@ class TableReference(TypedDict):
     rows: int
     excluded: int
     note: str
-    preview_uri: str | None
+    preview_uris: list[str]
+    troubles: list[str]
 
 
 class ManifestReference(TypedDict):

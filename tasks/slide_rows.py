@@ -82,15 +82,15 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
         width_px, height_px = slide.level_dimensions[view.level]
         corners = tile_grid(width_px, height_px, tile_px=view.tile_px, stride_px=view.stride_px, to_border=tiling.dense)
         boxes = np.hstack([corners, corners + view.tile_px])
-        tissue = tissue_share(tissue_mask, boxes * (thumbnail.shape[1] / width_px))
+        seen = boxes * (thumbnail.shape[1] / width_px)  # in pixels of the thumbnail
+        tissue = tissue_share(tissue_mask, seen)
         lost = np.zeros(len(boxes), bool)
         if holes.any():  # whether there is tissue is not to be known
-            lost = tissue_share(holes, boxes * (thumbnail.shape[1] / width_px)) > 0
-        marked = _marked_shares(named, slide, boxes * slide.level_downsamples[view.level], view)
+            lost = tissue_share(holes, seen) > 0
+        marked, marks = _look_up_marks(named, slide, boxes * slide.level_downsamples[view.level], view, tissue_mask.shape)
         labels = _labels(named, marked, tiling)
         if tiling.dense:  # by every pixel of the mask that a tile touches, not by those that it shares the most of
-            outward = boxes * (thumbnail.shape[1] / width_px)
-            enough = tissue_share(tissue_mask, np.hstack([np.floor(outward[:, :2]), np.ceil(outward[:, 2:])])) > 0
+            enough = tissue_share(tissue_mask, np.hstack([np.floor(seen[:, :2]), np.ceil(seen[:, 2:])])) > 0
         else:
             enough = tissue >= np.where(labels == 1, tiling.abnormal_tissue_share, tiling.tissue_share)
         kept = _capped(enough & ~lost, labels, tiling, seed=named["sha256"] or "") | lost
@@ -99,12 +99,12 @@ def tabulate_slide(item: ItemReference, tiling: TilingConfig, curation: Curation
     if trouble:
         findings.flags["stain-failed"] = np.ones(int(kept.sum()), bool)
     for tile in np.flatnonzero(lost[kept]).tolist():
-        findings.unreadable.setdefault(tile, "unreadable: no level can be decoded here")
+        findings.unreadable.setdefault(tile, "unreadable: damaged here in the overview's level and every finer one")
     hashes = search_columns(thumbnail, curation.duplicates)
     of_all = hashes | {"spacing_um": view.spacing_um, "transform": transform}
     rows = _rows(named, view, of_all, corners[kept], labels[kept], tissue[kept], marked[kept], findings, curation)
     note = _describe(corners, enough | lost, kept, findings, tiling) + (f"; stain: {trouble}" if trouble else "")
-    preview = draw_tiles(thumbnail, tissue_mask, boxes * (thumbnail.shape[1] / width_px), kept=kept, abnormal=labels == 1)
+    preview = draw_tiles(thumbnail, tissue_mask, seen, kept=kept, labels=labels, marks=marks)
     empty = [make_row(named, Box(0, 0, slide.width_px, slide.height_px), excluded=f"no tile: {note}", **hashes)]
     return Tabulated(rows if len(rows) else empty, note, encode_jpeg(preview))
 
@@ -127,23 +127,26 @@ def choose_level(slide: SlideReader, spacing_um: float, tiling: TilingConfig) ->
     return TileLevel(level=level, spacing_um=spacings[level], tile_px=tile_px, stride_px=stride_px)
 
 
-def _marked_shares(item: ItemReference, slide: SlideReader, boxes: np.ndarray, view: TileLevel) -> np.ndarray:
-    """(n,) share of each level-0 box that is outlined or masked as abnormal; NaN where nothing says."""
+def _look_up_marks(
+    item: ItemReference, slide: SlideReader, boxes: np.ndarray, view: TileLevel, seen_px: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(n,) share of each level-0 box that is outlined or masked as abnormal, and that mask at `seen_px`; NaN, None where nothing says."""
     uri = item["mask_uri"]
     if uri is None:
-        return np.full(len(boxes), np.nan)
+        return np.full(len(boxes), np.nan), None
     if has_outlines(uri):
         downsample = max(1.0, view.tile_px * slide.level_downsamples[view.level] / _MASK_PX_A_TILE)
-        outlines = draw_outlines(uri, item["mask_sha256"] or "", width_px=slide.width_px, height_px=slide.height_px, downsample=downsample)
-        check_marked(item, outlines)
-        return tissue_share(outlines, boxes / downsample)
-    with filesystems.open_for_reading(uri) as file:
-        mask = read_mask(file)
-    if mask.shape != (slide.height_px, slide.width_px):
-        sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its slide {slide.width_px} × {slide.height_px}"
-        raise SourceError(f"the mask {uri} has {sizes}: save it at the slide's size, or give outlines (.xml, .geojson)")
+        mask = draw_outlines(uri, item["mask_sha256"] or "", width_px=slide.width_px, height_px=slide.height_px, downsample=downsample)
+    else:
+        downsample = 1.0
+        with filesystems.open_for_reading(uri) as file:
+            mask = read_mask(file)
+        if mask.shape != (slide.height_px, slide.width_px):
+            sizes = f"{mask.shape[1]} × {mask.shape[0]} px, its slide {slide.width_px} × {slide.height_px}"
+            raise SourceError(f"the mask {uri} has {sizes}: save it at the slide's size, or give outlines (.xml, .geojson)")
     check_marked(item, mask)
-    return tissue_share(mask, boxes)
+    rows, columns = (np.arange(seen) * side // seen for seen, side in zip(seen_px, mask.shape, strict=True))
+    return tissue_share(mask, boxes / downsample), mask[np.ix_(rows, columns)]
 
 
 def _labels(item: ItemReference, marked: np.ndarray, tiling: TilingConfig) -> np.ndarray:

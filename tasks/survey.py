@@ -50,13 +50,19 @@ class Surveyed(Sequence[ItemReference]):
     __hash__ = None  # type: ignore[assignment]  # as a list
 
 
-def survey(sources: Sequence[AnySource], *, store: str) -> Sequence[ItemReference]:
+def survey(sources: Sequence[AnySource], *, store: str, named: Iterable[str] = ()) -> Sequence[ItemReference]:
     """List the sources and take the digest of each file; what is missing is listed with the reason.
 
+    Args:
+        sources: where there are pictures.
+        store: where digests are remembered.
+        named: data sets that the configuration says something of (`tiling.by_dataset`).
+
     Raises:
-        SourceError: a source that cannot be used, or one picture that two sources list.
+        SourceError: a source that cannot be used, one picture that two sources list, or a named data set that none of them lists.
     """
     listed = _list_once(sources)
+    _check_named(named, listed)
     book = filesystems.FingerprintBook(filesystems.join(store, "fingerprints.parquet"))
     items = Surveyed(listed, _fingerprint(listed, book))
     book.save()
@@ -157,6 +163,12 @@ def _refer(item: SourceItem, digest: str | OSError, mask_digest: str | OSError |
 
 def _mask_of(item: SourceItem) -> str | None:
     return item.mask_uri or item.annotation_uri
+
+
+def _check_named(named: Iterable[str], listed: Iterable[SourceItem]) -> None:
+    wanted = set(named)
+    if wanted and (unknown := sorted(wanted - (there := {item.dataset for item in listed}))):
+        raise SourceError(f"tiling.by_dataset names {unknown}, which no source lists; the data sets listed are {sorted(there)}")
 
 
 def _check_listed_once(by_source: Iterable[Iterable[SourceItem]]) -> None:

@@ -50,33 +50,50 @@ def run(config: ConfigPath, port: Port = None) -> None:
 def curate(config: ConfigPath, port: Port = None) -> None:
     """Only curate: list the sources, cut slides and photographs, find duplicates, split by group, write the manifest.
 
-    Prints the samples by data set, label, split and, where they are excluded, the reason; previews show what was cut.
+    Prints the samples by data set, label, split and, where they are excluded, the reason, and the flags raised; previews show what was cut.
     """
     with command(port):
         from flows.config import load_config
         from flows.curate import curate as flow
+        from storage import filesystems
+        from tasks.curate import count_rows
 
         loaded = load_config(config)
         manifest = flow(loaded)
-        from tasks.curate import count_rows
 
-        for row in count_rows(manifest):
+        counts, flags = count_rows(manifest)
+        for row in counts:
             why = f" ({row['excluded']})" if row["excluded"] else ""
             typer.echo(f"{row['samples']:>8} {row['label']:<9} {row['split']:<11} {row['dataset']}, {row['subjects']} subjects{why}")
+        typer.echo(flags)
         typer.echo(f"manifest of {manifest['rows']} samples: {manifest['uri']}")
-        typer.echo(f"previews:   {loaded.store}/previews")
+        previews = filesystems.join(loaded.store, "previews")
+        if filesystems.exists(previews):
+            typer.echo(f"previews:   {previews}")
 
 
 @app.command(name="check-splits", rich_help_panel=PANEL)
 def check_splits(
-    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV with split and subject_id, ours or not; s3:// too")],
+    manifest: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="Parquet or CSV (; and tabs too) with split and subject_id, ours or not; s3:// too")
+    ],
     across_datasets: Annotated[bool, typer.Option(help="the same id in two data sets is the same person")] = False,
+    subject: Annotated[str, typer.Option(metavar="NAME", help="what the column of persons is called")] = "subject_id",
+    split: Annotated[str, typer.Option(metavar="NAME", help="what the column of splits is called")] = "split",
+    lesion: Annotated[str, typer.Option(metavar="NAME", help="of lesions, where there is one")] = "lesion_id",
+    slide: Annotated[str, typer.Option(metavar="NAME", help="of slides, where there is one")] = "slide_id",
+    uri: Annotated[str, typer.Option(metavar="NAME", help="of the pictures' files, where there is one")] = "uri",
 ) -> None:
-    """Prove that no subject, lesion, slide, duplicate or group is in two splits of a manifest, or list those that are and exit with 1."""
-    with errors():
-        from tasks.grouping import describe_leaks
+    """Prove that no subject, lesion, slide, duplicate or group is in two splits of a manifest, or list those that are and exit with 1.
 
-        summary, leaks = describe_leaks(manifest, across_datasets=across_datasets)
+    A duplicate is the same file, sample, content (sha256) or near-duplicate group. Each is listed with a row of every split that it is in.
+    """
+    with errors():
+        from tasks.check_splits import describe_leaks
+
+        told = {"subject_id": subject, "split": split, "lesion_id": lesion, "slide_id": slide, "uri": uri}
+        called = {ours: theirs for ours, theirs in told.items() if theirs != ours}
+        summary, leaks = describe_leaks(manifest, across_datasets=across_datasets, called=called)
         for leak in leaks[:_LEAKS_SHOWN]:
             typer.echo(leak)
         if len(leaks) > _LEAKS_SHOWN:
@@ -113,22 +130,17 @@ def search(
     """Choose a detector's hyperparameters by cross-validation and a few anomalies; compare that choice with those that need none.
 
     Every trial on every fold is a step of its own: what a search that was stopped has done is not done again. Ends with what each
-    criterion chose, its figures on the test split, and the winner as a file for `normascope run`.
+    criterion chose, its figures on the test split, what failed and why, and the winner as a file for `normascope run`.
     """
     with command(port) as ui_url:
         from flows.search import load_search
         from flows.search import search as flow
-        from storage import filesystems
-        from tasks.search import StudyConfig
-        from tasks.search_report import describe_choices
+        from tasks.search_report import describe_search
 
-        run_config, plan = load_search(config)
-        if study and plan.study is None:
-            plan = plan.model_copy(update={"study": StudyConfig()})
+        run_config, plan = load_search(config, study=study)
         reference = flow(run_config, plan)
-        for line in describe_choices(reference):
+        for line in describe_search(reference):
             typer.echo(line)
-        typer.echo(f"winner:     {filesystems.local_path(reference['best_uri']) or reference['best_uri']}")
         announce(reference, ui_url, painted=run_config.shown_notice is not None)
 
 

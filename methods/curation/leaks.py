@@ -13,13 +13,20 @@ from methods.curation.text_columns import first_equal
 
 LeakKind = Literal["subject", "lesion", "slide", "duplicate", "group"]
 
+_BOX = ("frame", "level", "x_px", "y_px", "width_px", "height_px")
 LEAK_KEYS: tuple[tuple[LeakKind, tuple[str, ...]], ...] = (
     ("subject", ("subject_id", "dataset")),
     ("lesion", ("lesion_id", "dataset")),
     ("slide", ("slide_id", "dataset")),
-    ("duplicate", ("sha256", "frame", "level", "x_px", "y_px", "width_px", "height_px")),
+    ("duplicate", ("sha256", *_BOX)),
     ("duplicate", ("duplicate_group",)),
     ("group", ("group_id",)),
+)
+# of tables that others made: in ours a sample's identity and its file's digest follow from its content
+FOREIGN_KEYS: tuple[tuple[LeakKind, tuple[str, ...]], ...] = (
+    *LEAK_KEYS,
+    ("duplicate", ("uri", *_BOX)),
+    ("duplicate", ("sample_id",)),
 )
 
 
@@ -28,7 +35,7 @@ class Leak:
     """Something that is in more than one split.
 
     Attributes:
-        kind: what crosses: a subject, lesion or slide, a duplicate (exact content or a near-duplicate group), a group.
+        kind: what crosses: a subject, lesion or slide, a duplicate (one content, file or sample, or a near-duplicate group), a group.
         key: its id; with the data set before it where ids are unique in a data set only; the start of a sha256.
         splits: the splits it is in, sorted.
         rows: positions of its rows, ascending.
@@ -89,6 +96,14 @@ def _leaks(kind: LeakKind, used: pd.DataFrame, columns: list[str], splits: np.nd
     codes = codes[there]
     if np.array_equal(codes, there):  # each key once
         return []
+    # what is in one split by its first column is so with the further ones, whose codes take long
+    apart = splits[codes] != splits[there]
+    crosses = np.zeros(len(splits), bool)
+    crosses[codes[apart]] = True
+    inside = crosses[codes]
+    there, codes = there[inside], codes[inside]
+    if not len(there):
+        return []
     for name in columns[1:]:
         more, values = pd.factorize(used[name].iloc[there] if len(there) < len(used) else used[name], use_na_sentinel=False)
         if len(values) > 1:
@@ -117,12 +132,11 @@ def _leaks(kind: LeakKind, used: pd.DataFrame, columns: list[str], splits: np.nd
 
 def _key_texts(keys: pd.DataFrame) -> list[str]:
     values = keys.astype(object).where(keys.notna(), None)
-    if "sha256" in values:
-        boxes = values.drop(columns="sha256").itertuples(index=False)
-        return [
-            f"{str(sha256)[:16]}… ({', '.join(str(value) for value in box if value is not None)})"
-            for sha256, box in zip(values["sha256"], boxes, strict=True)
-        ]
+    name = values.columns[0]
+    if name in ("sha256", "uri"):
+        places = (", ".join(str(value) for value in box if value is not None) for box in values.iloc[:, 1:].itertuples(index=False))
+        starts = (f"{str(value)[:16]}…" if name == "sha256" else str(value) for value in values[name])
+        return [f"{start} ({place})" if place else start for start, place in zip(starts, places, strict=True)]
     if "dataset" not in values:
         return [str(key) for key in values.iloc[:, 0]]
     return [str(key) if dataset is None else f"{dataset}/{key}" for key, dataset in zip(values.iloc[:, 0], values["dataset"], strict=True)]

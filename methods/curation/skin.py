@@ -1,5 +1,6 @@
 """Total body photographs: which pixels are skin, and the patches that are cut from it (Burgert et al. 2025, section 3.1)."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +25,7 @@ _LOCUS = np.array([0.62, 0.50])
 _LOCUS_SPREAD = np.array([0.26, 0.30])
 _LEAST_PRIOR = 0.1
 _REDNESS_WEIGHT = 1.6  # melanin raises both ratios, and differs more within a body than redness does; beige cloth differs in redness
+_WORD = re.compile(r"[^\W_]+")
 _ROW_CHOICES = 16  # places within a step that a row may have
 _TINT, _KEPT, _REJECTED = (255, 0, 160), (0, 200, 0), (225, 40, 40)
 
@@ -50,6 +52,17 @@ class SkinConfig(BaseModel):
         default=0.0, ge=0, lt=0.5, description="margin of the photograph, in sides of a patch, that patches keep away from"
     )
     least_sharpness: float = Field(default=0.0, ge=0, description="patches of less are blurred; smooth skin has little, so 0 rejects none")
+    sites_left_out: tuple[str, ...] = Field(
+        default=("head", "face", "hand", "hands", "foot", "feet", "palms", "soles"),
+        description="photographs whose site, in the source's words, has one of these words give no patch; the paper's, and the ISIC "
+        "archive's for hands and feet",
+    )
+
+    def leave_out(self, site: str | None) -> str | None:
+        """Why a photograph of this part of the body gives no patch, or None; words count whole and in either case."""
+        words = f" {' '.join(_WORD.findall((site or '').lower()))} "
+        named = [name for name in self.sites_left_out if f" {' '.join(_WORD.findall(name.lower()))} " in words]
+        return f"site left out: {site} (curation.skin.sites_left_out: {', '.join(named)})" if named else None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def draw_counts(rows: Samples, fixed: np.ndarray, config: SplitConfig) -> tuple[
     for split in range(len(SPLITS)):
         allowed[:, split] &= np.any([want.held > 0 for want in wants if want.split == split] or [np.zeros(len(with_anomaly), bool)], axis=0)
     rng = np.random.default_rng(config.seed)
-    chosen = _draw(wants, allowed, _interleaved(rows, rng), rng)
+    source = _sources(rows)
+    chosen = _draw(wants, allowed, source, _interleaved(source, rng), rng)
     asked = np.zeros(len(rows.group), bool)
     for want in wants:
         asked |= want.rows & (chosen[rows.group] == want.split)
@@ -94,22 +95,27 @@ def _shared_totals(totals: dict[SplitName, int], rows: Samples) -> dict[SplitNam
     return {name: (total - abnormal[name], abnormal[name]) for name, total in totals.items()}
 
 
-def _interleaved(rows: Samples, rng: np.random.Generator) -> np.ndarray:
-    """(G,) groups in random order with every source in proportion at each point of it."""
+def _sources(rows: Samples) -> np.ndarray:
+    """(G,) the source of each group; of a group of several any, as long as the order of rows is none."""
     source = np.zeros(len(rows.names), int)
-    np.maximum.at(source, rows.group, rows.source)  # the source of a group of several: any, as long as the order of rows is none
+    np.maximum.at(source, rows.group, rows.source)
+    return source
+
+
+def _interleaved(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(G,) groups in random order with every source in proportion at each point of it."""
     shuffled = rng.permutation(len(source))
     place = pd.Series(source[shuffled]).groupby(source[shuffled]).cumcount().to_numpy()
     return shuffled[np.argsort((place + rng.random(len(source))) / np.bincount(source)[source[shuffled]], kind="stable")]
 
 
-def _draw(wants: list[_Want], allowed: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw(wants: list[_Want], allowed: np.ndarray, source: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(G,) split of each group, −1 unused, so that every count is met exactly."""
     held = np.stack([want.held for want in wants], axis=1)  # (G, W)
     target = np.array([want.target for want in wants])
     split_of = np.array([want.split for want in wants])
     _check_reachable(wants, allowed)
-    chosen, place = _fill_at_random(held, target, split_of, allowed, order)
+    chosen, place = _fill_at_random(held, target, split_of, allowed, source, order)
     if (_sums(held, chosen, split_of) == target).all():
         return chosen
     impossible = False
@@ -127,23 +133,30 @@ def _draw(wants: list[_Want], allowed: np.ndarray, order: np.ndarray, rng: np.ra
 
 
 def _fill_at_random(
-    held: np.ndarray, target: np.ndarray, split_of: np.ndarray, allowed: np.ndarray, order: np.ndarray
+    held: np.ndarray, target: np.ndarray, split_of: np.ndarray, allowed: np.ndarray, source: np.ndarray, order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each group in turn to the split that lacks most of its count and has room for it: (G,) split or −1, and (G,) when it was drawn."""
+    """Each group in turn to a split that has room for it: (G,) split or −1, and (G,) when it was drawn.
+
+    To the one that lacks most of what it should have of the group's source, which is the source's share of all samples that count: else
+    a source of large groups would come to lie in the largest split alone.
+    """
     wants_of = [np.flatnonzero(split_of == split).tolist() for split in range(len(SPLITS))]
-    lacking, asked = target.tolist(), target.tolist()
+    there = np.stack([np.bincount(source, held[:, want] * allowed[:, split]) for want, split in enumerate(split_of)])  # (W, sources)
+    due = target[:, None] * there / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    lacking, asked, owed = target.tolist(), due.tolist(), due.tolist()
     chosen, place = np.full(len(order), -1), np.zeros(len(order), int)
     place[order] = np.arange(len(order))
-    for group, row, may in zip(order.tolist(), held[order].tolist(), allowed[order].tolist(), strict=True):
-        best, lacks_most = -1, 0.0
+    for group, of, row, may in zip(order.tolist(), source[order].tolist(), held[order].tolist(), allowed[order].tolist(), strict=True):
+        best, lacks_most = -1, -np.inf
         for split, wants in enumerate(wants_of):
             if may[split] and all(row[want] <= lacking[want] for want in wants):
-                lacks = max((lacking[want] / asked[want] for want in wants if row[want]), default=0.0)
+                lacks = max((owed[want][of] / asked[want][of] for want in wants if row[want]), default=-np.inf)
                 best, lacks_most = (split, lacks) if lacks > lacks_most else (best, lacks_most)
         if best >= 0:
             chosen[group] = best
             for want in wants_of[best]:
                 lacking[want] -= row[want]
+                owed[want][of] -= row[want]
     return chosen, place
 
 

@@ -142,4 +142,4 @@ def _conflict_text(rows: Samples, names: np.ndarray, outvoted: np.ndarray, *, ex
         by_split = {str(names[row]): int(row) for row in of_group[::-1] if names[row] is not None}
         shown.append(f"{rows.names[group]!r} ({', '.join(f'{split}: row {row}' for split, row in sorted(by_split.items()))})")
     cause = "new samples join groups of different splits" if extended else "these groups are prescribed to several splits"
-    return f"{cause}: {'; '.join(shown)}; {len(groups)} in all. Mend the source, or drop samples with on_conflict: exclude"
+    return f"{cause}: {'; '.join(shown)}; {len(groups)} in all. Mend the source, or drop samples with split.on_conflict: exclude"

@@ -1,23 +1,27 @@
 """A folder of DICOM files, such as a PACS exports: labels from subfolders or a table, the rest from the headers."""
 
-import io
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage import filesystems
-from storage.datasets.source import SourceError, SourceItem, list_pictures, read_rows, stem_of, without_row
-from storage.dicom import DicomHeader, read_dicom_header
+from storage.datasets.dicom_headers import BurnedIn, Said, Salt, read_headers
+from storage.datasets.source import (
+    Row,
+    SourceError,
+    SourceItem,
+    TextTable,
+    list_pictures,
+    path_in,
+    read_needed,
+    resolve,
+    stem_of,
+    tell_of_nobody,
+    without_row,
+)
 from storage.dicom_slides import keep_one_file_a_slide
-from storage.images import UnreadableImageError
 
 _SUFFIXES = (".dcm", ".dicom")
-_HEADER_BYTES = 1 << 18  # pixels begin before that in all but a few files
-_HEADERS_AT_ONCE = 16  # object stores answer slowly, but many at a time
-Row = dict[str, str | None]
-_Entry = TypeVar("_Entry")
 
 
 class DicomFolderSource(BaseModel):
@@ -31,12 +35,8 @@ class DicomFolderSource(BaseModel):
     )
     normal: str = Field(default="normal", description="subfolder of normal pictures")
     abnormal: str = Field(default="abnormal", description="subfolder of abnormal pictures; what is in neither has no label")
-    burned_in: Literal["exclude", "allow"] = Field(
-        default="exclude", description="pictures whose header says that text, which may be a name, is part of the pixels"
-    )
-    salt: str = Field(
-        default="", description="key of the patients' pseudonyms; without one they can be found out by trying all patient IDs"
-    )
+    burned_in: BurnedIn = "exclude"
+    salt: Salt = ""
     dataset: str | None = Field(default=None, description="name of the data set; the folder's or the table's name when not given")
 
 
@@ -60,83 +60,50 @@ def list_dicom_folder(source: DicomFolderSource) -> list[SourceItem]:
             f"no DICOM files in {source.path}: expected *.dcm, in {source.normal}/ and {source.abnormal}/ for their labels, or a CSV"
         )
     labels = {source.normal: 0, source.abnormal: 1}
-    dataset = source.dataset or filesystems.name_of(root)
-
-    def to_item(uri: str) -> SourceItem:
-        inside = uri.removeprefix(root).strip("/")
-        return _to_item(uri, source, dataset, label=labels.get(inside.split("/", 1)[0]), subject_id=None, finding=None, name=inside)
-
-    return _map(to_item, files)
+    folders = [uri.removeprefix(root).strip("/").split("/", 1)[0] for uri in files]
+    rows: list[Row] = [{"label": str(label) if (label := labels.get(folder)) is not None else None} for folder in folders]
+    return _to_items(source, files, rows, root, source.dataset or filesystems.name_of(root))
 
 
-def _from_table(source: DicomFolderSource, table: str) -> list[SourceItem]:
-    rows = read_rows(table, needed=["uri", "label"])
-    folder = table.rsplit("/", 1)[0]
-    dataset = source.dataset or stem_of(table)
-    uris = [_locate(row, folder, table) for row in rows]
+def _from_table(source: DicomFolderSource, uri: str) -> list[SourceItem]:
+    table = read_needed(uri, ["uri", "label"])
+    folder = uri.rsplit("/", 1)[0]
+    dataset = source.dataset or stem_of(uri)
+    uris = _locate(table, folder, uri)
+    listed = set(uris)
     files = keep_one_file_a_slide(list_pictures(folder, suffixes=_SUFFIXES), named=uris)
-
-    def to_item(place: tuple[str, Row]) -> SourceItem:
-        uri, row = place
-        label = None if row["label"] is None else int(row["label"])
-        name = uri.removeprefix(folder).strip("/")
-        return _to_item(uri, source, dataset, label=label, subject_id=row.get("subject_id"), finding=row.get("finding"), name=name)
-
-    items = _map(to_item, list(zip(uris, rows, strict=True)))
-    return items + without_row(
-        {uri.removeprefix(folder).strip("/"): uri for uri in files if uri not in set(uris)}, (), dataset=dataset, table=table
-    )
+    beside = {file.removeprefix(folder).strip("/"): file for file in files if file not in listed}
+    return _to_items(source, uris, table.rows, folder, dataset) + without_row(beside, (), dataset=dataset, table=uri)
 
 
-def _locate(row: Row, folder: str, table: str) -> str:
-    uri = row["uri"]
-    if uri is None:
-        raise SourceError(f"{table}: a row has no uri; expected the path of a .dcm file")
-    if row["label"] not in (None, "0", "1"):
-        raise SourceError(f"{table}: {uri} has label {row['label']!r}; expected 0 (normal), 1 (abnormal) or nothing (unknown)")
-    return uri if "://" in uri or uri.startswith("/") else filesystems.join(folder, uri)
+def _locate(table: TextTable, folder: str, uri: str) -> list[str]:
+    for line, row in zip(table.lines, table.rows, strict=True):
+        if row["uri"] is None:
+            raise SourceError(f"{uri}, line {line}: a row has no uri; expected the path of a .dcm file")
+        if row["label"] not in (None, "0", "1"):
+            expected = "expected 0 (normal), 1 (abnormal) or nothing (unknown)"
+            raise SourceError(f"{uri}, line {line}: {row['uri']} has label {row['label']!r}; {expected}")
+    return [resolve(folder, str(row["uri"])) for row in table.rows]
 
 
-def _to_item(
-    uri: str, source: DicomFolderSource, dataset: str, *, label: int | None, subject_id: str | None, finding: str | None, name: str
-) -> SourceItem:
-    file = name.rsplit(".", 1)[0]
-    try:
-        header = _read_header(uri, source.salt)
-    except FileNotFoundError:
-        return SourceItem(uri=uri, dataset=dataset, subject_id=subject_id or file, label=label, finding=finding)
-    except UnreadableImageError:  # whose message may quote a damaged field, and so a name
-        return SourceItem(
-            uri=uri, dataset=dataset, subject_id=subject_id or file, label=label, finding=finding, excluded="unreadable DICOM file"
-        )
+def _to_items(source: DicomFolderSource, uris: list[str], rows: list[Row], folder: str, dataset: str) -> list[SourceItem]:
+    headers = read_headers(uris, burned_in=source.burned_in, salt=source.salt)
+    found = [(uri, row, headers[uri]) for uri, row in zip(uris, rows, strict=True)]
+    nobody = sum((row.get("subject_id") or said.person or said.excluded) is None for _, row, said in found)
+    tell_of_nobody(nobody, where=source.path)
+    return [_to_item(uri, row, said, path_in(folder, uri), dataset) for uri, row, said in found]
+
+
+def _to_item(uri: str, row: Row, said: Said, file: str, dataset: str) -> SourceItem:
+    label = None if row["label"] is None else int(row["label"])
     return SourceItem(
         uri=uri,
         dataset=dataset,
-        subject_id=subject_id or header.patient_key or file,
+        subject_id=row.get("subject_id") or said.person or file,
         label=label,
-        finding=finding if label == 1 else None,
-        spacing_um=header.spacing_um,
-        site=header.body_part,
-        projection=header.projection,
-        excluded="burned-in annotation" if header.burned_in_annotation and source.burned_in == "exclude" else None,
+        finding=row.get("finding") if label == 1 else None,
+        spacing_um=said.spacing_um,
+        site=said.site,
+        projection=said.projection,
+        excluded=said.excluded,
     )
-
-
-def _read_header(uri: str, salt: str) -> DicomHeader:
-    """Read no more of a file than its header, where that is as short as headers are."""
-    start = io.BytesIO(filesystems.read_ranges(uri, [(0, _HEADER_BYTES)])[0])
-    start.name = uri  # for the error
-    try:
-        header = read_dicom_header(start, salt=salt)
-        if start.tell() < _HEADER_BYTES:  # the pixels, or the file's end, were reached
-            return header
-    except UnreadableImageError:
-        if len(start.getbuffer()) < _HEADER_BYTES:
-            raise
-    with filesystems.open_for_reading(uri) as file:
-        return read_dicom_header(file, salt=salt)
-
-
-def _map(function: Callable[[_Entry], SourceItem], entries: list[_Entry]) -> list[SourceItem]:
-    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
-        return list(pool.map(function, entries))

@@ -34,10 +34,6 @@ class IsicArchiveSource(BaseModel):
         description="pictures whose site has one of these names at any level, e.g. 'posterior torso' (older tables, anatom_site_general), "
         "'Posterior trunk' (newer ones, anatom_site_2); every site, and unknown ones, when not given",
     )
-    sites_left_out: tuple[str, ...] = Field(
-        default=(),
-        description="names of sites, at any level, whose pictures are not wanted, e.g. 'head/neck', 'Head and neck', 'Hand', 'Foot'",
-    )
     normal: tuple[str, ...] = Field(
         default=("Benign",), description="diagnoses, at any level, that are normal; the most specific one decides"
     )
@@ -78,9 +74,7 @@ def list_isic_archive(source: IsicArchiveSource) -> list[SourceItem]:
     chosen = {name: row for name, row in rows.items() if _is_chosen(row, source)}
     items = [_to_item(name, row, source, pictures.get(name, filesystems.join(root, f"{name}.jpg"))) for name, row in chosen.items()]
     if not items:
-        raise SourceError(
-            f"{source.path}: of {len(rows)} rows none has the image_types, sites and sites_left_out of the configuration together"
-        )
+        raise SourceError(f"{source.path}: of {len(rows)} rows none has the image_types and sites of the configuration together")
     return items + without_row(pictures, rows, dataset=DATASET, table=table)
 
 
@@ -120,10 +114,8 @@ def _sites(row: Row) -> Iterator[str]:
 
 def _is_chosen(row: Row, source: IsicArchiveSource) -> bool:
     sites = _lower(_sites(row))
-    return (
-        (source.image_types is None or (row["image_type"] or "").lower() in _lower(source.image_types))
-        and (source.sites is None or bool(sites & _lower(source.sites)))
-        and not sites & _lower(source.sites_left_out)
+    return (source.image_types is None or (row["image_type"] or "").lower() in _lower(source.image_types)) and (
+        source.sites is None or bool(sites & _lower(source.sites))
     )
 
 

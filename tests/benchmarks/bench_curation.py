@@ -419,7 +419,7 @@ def fabricate_archive(folder: Path, count: int, rng: np.random.Generator) -> lis
 
 def write_fabricated(rows: arrow.Table, folder: str) -> TableReference:
     counts = {"items": len(rows), "unusable": 0, "rows": len(rows), "excluded": 0}
-    return TableReference(uri=write_rows(folder, rows), name="pictures", note="", preview_uri=None, **counts)
+    return TableReference(uri=write_rows(folder, rows), name="pictures", note="", preview_uris=[], troubles=[], **counts)
 
 
 def peak_bytes() -> int:

@@ -40,7 +40,15 @@ HELP = {
     "benchmark": ["every class in turn is normal", "one table", "not done again", "CONFIG.yaml"],
     "search": ["cross-validation and a few anomalies", "not done again", "on the test split", "--study", "CONFIG.yaml"],
     "drift": ["KS distance", "by source", "--reference", "--rows", "FIRST:STOP", "--fail-above", "exit with 1", "s3://", "--slot"],
-    "check-splits": ["subject, lesion, slide, duplicate or group", "exit with 1", "Parquet or CSV", "s3://", "--across-datasets"],
+    "check-splits": [
+        "subject, lesion, slide, duplicate or group",
+        "exit with 1",
+        "Parquet or CSV",
+        "s3://",
+        "--across-datasets",
+        "--subject",
+        "--split",
+    ],
     "view": ["by score", "heatmaps", "only reads", "this machine alone", "a reload shows more", "s3://", "--port"],
     "scores": ["are whole", "as a table"],
     "scores verify": ["scored once or failed with a reason", "no byte has changed", "exit with 1", "ARCHIVE", "--slot", "--quick"],
@@ -132,7 +140,7 @@ def test_a_subject_in_two_splits_is_named_and_the_exit_code_is_1(tmp_path: Path)
     rows.loc[0, "split"] = "test"
     code, text = call("check-splits", written(tmp_path / "m.parquet", rows))
     assert code == 1
-    assert "subject 'd/ann' is in test and train (2 rows, first 0)" in text
+    assert f"subject 'd/ann' is in test and train (2 rows; test: {0:032x}, row 0; train: {1:032x}, row 1)" in text
     assert "group 'd/ann'" in text
     assert "2 in more than one split" in text
 
@@ -158,7 +166,21 @@ def test_somebody_elses_csv_is_checked_by_the_columns_that_it_has(tmp_path: Path
         file.write("f,1,41,test\n")
     code, text = call("check-splits", str(table))
     assert code == 1
-    assert "subject '1' is in test and train (3 rows, first 0)" in text
+    assert "subject '1' is in test and train (3 rows; test: line 7; train: line 2)" in text
+
+
+def test_somebody_elses_columns_are_named_by_options(tmp_path: Path) -> None:
+    table = tmp_path / "theirs.tsv"
+    table.write_text("file\tpatient\tspot\tglass\tfold\na.png\t1\tl1\tg1\tTrain\nb.png\t2\tl1\tg2\ttest\na.png\t3\tl3\tg2\ttrain\n")
+    code, text = call("check-splits", str(table))
+    assert code == 1
+    assert "split, subject_id is missing among file, patient, spot, glass, fold. Say which they are with --split and --subject" in text
+    options = {"--subject": "patient", "--split": "fold", "--lesion": "spot", "--slide": "glass", "--uri": "file"}
+    code, text = call("check-splits", *(word for pair in options.items() for word in pair), str(table))
+    assert code == 1
+    assert "lesion 'l1' is in test and train (2 rows; test: b.png, line 3; train: a.png, line 2)" in text
+    assert "slide 'g2' is in test and train (2 rows; test: b.png, line 3; train: a.png, line 4)" in text
+    assert "checked: subject, lesion, slide, duplicate: 2 in more than one split" in text
 
 
 def test_one_number_in_two_data_sets_is_two_people_unless_said_otherwise(tmp_path: Path) -> None:
@@ -241,7 +263,8 @@ def test_curate_prints_counts_by_split_reasons_and_where_the_previews_are(workpl
     assert sum(n for reason, n in reasons.items() if reason.startswith("unusable")) == 1
     assert "torn.png" in done.stderr  # which one, and why
     folder = Path(re.search(r"^previews: +(.+)$", done.stdout, re.MULTILINE)[1])  # type: ignore[index]
-    assert len(list(folder.glob("*.jpg"))) == 1
+    assert [re.sub(r"-[0-9a-f]{12}\.jpg$", "", path.name) for path in folder.glob("*")] == ["slide"]
+    assert re.search(r"^flags: ", done.stdout, re.MULTILINE)
     assert workplace.call("check-splits", uri).returncode == 0
 
 

@@ -73,30 +73,41 @@ def test_what_is_smaller_already_stays_and_what_makes_the_method_is_kept() -> No
     assert (small.input_size_px, small.latent, small.objective, small.pretraining_epochs) == (8, 4, "soft-boundary", 0)
 
 
-def test_tiles_counts_shares_and_replicates_are_those_of_a_miniature() -> None:
-    counts = {
-        "train": CountConfig(normal=6369),
-        "validation": CountConfig(normal=86, abnormal_each=10),
-        "test": CountConfig(normal=4, abnormal={"MEL": 100}),
+def counts_of(**counts: CountConfig) -> SplitConfig:
+    return SplitConfig.model_validate({"counts": counts})
+
+
+def test_counts_are_divided_by_one_factor_and_what_is_asked_for_stays() -> None:
+    train = CountConfig(normal=6369)
+    validation, test = CountConfig(normal=86, abnormal_each=10), CountConfig(normal=250, abnormal={"MEL": 100, "DF": 5})
+    small = shrink(run_of(split=counts_of(train=train, validation=validation, test=test))).split
+    assert small.counts == {
+        "train": CountConfig(normal=255),
+        "validation": CountConfig(normal=3, abnormal_each=1),
+        "test": CountConfig(normal=10, abnormal={"MEL": 4, "DF": 1}),
     }
+    total = SplitConfig(train_on="both", counts={"train": CountConfig(total=5000), "test": CountConfig(total=1000)})
+    assert shrink(run_of(split=total)).split.counts == {"train": CountConfig(total=250), "test": CountConfig(total=50)}
+
+
+def test_counts_that_a_miniature_holds_and_shares_stay() -> None:
+    split = counts_of(train=CountConfig(normal=250), test=CountConfig(normal=76, abnormal=148))
+    assert shrink(run_of(split=split)).split == split
+    shares = SplitConfig(train=0.95, validation=0.05, test=0)
+    assert shrink(run_of(split=shares)).split == shares
+
+
+def test_tiles_and_replicates_are_those_of_a_miniature() -> None:
     config = run_of(
         tiling=TilingConfig(size_px=768, spacing_um=0.25, tiles_max=50),
-        split=SplitConfig(counts=counts),  # type: ignore[arg-type]
         evaluation=EvaluationConfig(bootstrap=BootstrapConfig(replicates=50)),
         notice="Some are known.",
     )
     small = shrink(config)
-    assert (small.tiling.size_px, small.tiling.spacing_um, small.tiling.tiles_max, small.tiling.stride_px) == (128, 0.25, 12, None)
-    assert small.split.counts == {
-        "train": CountConfig(normal=24),
-        "validation": CountConfig(normal=6, abnormal_each=2),
-        "test": CountConfig(normal=4, abnormal={"MEL": 2}),
-    }
+    assert (small.tiling.size_px, small.tiling.spacing_um, small.tiling.tiles_max, small.tiling.stride_px) == (128, 0.25, 10, None)
     assert small.evaluation.bootstrap.replicates == 50
     assert shrink(run_of()).evaluation.bootstrap.replicates == 100
     assert small.notice == f"{NOTICE} Some are known."
-    shares = shrink(run_of(split=SplitConfig(train=0.95, validation=0.05, test=0))).split
-    assert (shares.train, shares.validation, shares.test) == pytest.approx((0.95 / 1.2, 0.25 / 1.2, 0))
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)

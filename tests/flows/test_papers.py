@@ -75,47 +75,60 @@ def _check_subjects(curated: Curated) -> None:
     assert curated.count("train", 0) >= 16
 
 
-def test_burgert_normal_train_and_both_kinds_are_held_out(data: Path, tmp_path: Path) -> None:
+def test_burgert_250_train_20_and_42_validate_76_and_148_are_tested_of_every_source(data: Path, tmp_path: Path) -> None:
     curated = _curate("skin-burgert-2025", data, tmp_path)
-    assert (curated.count("train", 0), curated.count("validation", 0), curated.count("test", 0)) == (24, 6, 6)
-    assert (curated.count("validation", 1), curated.count("test", 1)) == (12, 12)
+    assert (curated.count("train", 0), curated.count("validation", 0), curated.count("test", 0)) == (250, 20, 76)
+    assert (curated.count("validation", 1), curated.count("test", 1)) == (42, 148)
+    for split in ("train", "validation", "test"):
+        sources = curated.of(split, 0)["dataset"].value_counts(normalize=True)
+        assert sources["isic-archive"] == pytest.approx(160 / 335, abs=0.1), split  # the paper's, of all splits
+        assert sources["arsenic-skin"] == pytest.approx(175 / 335, abs=0.1), split
+    for split in ("validation", "test"):
+        assert curated.of(split, 1)["dataset"].unique().tolist() == ["sd-198"]
+        assert curated.of(split, 1)["finding"].nunique() == 9, split
     photographs = curated.rows[curated.rows["dataset"] == "isic-archive"]
     patches = photographs[photographs["width_px"] == 96]
-    assert patches["excluded"].isna().sum() >= 10
+    assert patches["excluded"].isna().sum() == pytest.approx(160, abs=40)
     assert (patches.loc[patches["excluded"].isna(), "tissue_share"] >= 0.98).all()  # of skin
     assert not curated.usable["finding"].str.contains("Onychomycosis").any()
 
 
-def test_sano_no_person_is_in_two_splits_and_jewels_have_masks(data: Path, tmp_path: Path) -> None:
+def test_sano_four_fifths_without_jewels_train_no_person_is_in_two_splits_and_jewels_have_masks(data: Path, tmp_path: Path) -> None:
     curated = _curate("hands-sano-2022", data, tmp_path)
     assert curated.count("train", 1) == 0
-    abnormal = curated.usable[curated.usable["label"] == 1]
-    assert len(abnormal) == 16, curated.rows[["uri", "label", "excluded", "group_id"]].to_string()
+    normal, abnormal = (curated.usable[curated.usable["label"] == label] for label in (0, 1))
+    assert (len(normal), len(abnormal)) == pytest.approx((7682 / 40, 3179 / 40), rel=0.03)
+    assert curated.count("train", 0) == pytest.approx(6146 / 40, rel=0.05)
+    assert curated.count("validation", 0) + curated.count("test", 0) == pytest.approx(1536 / 40, rel=0.15)
+    assert curated.count("validation", 1) == pytest.approx(curated.count("test", 1), rel=0.2)
     assert abnormal["mask_uri"].notna().all()
     assert set(abnormal["split"]) == {"validation", "test"}
 
 
 def test_lu_xu_nevi_train_and_as_many_of_each_other_class_are_tested(data: Path, tmp_path: Path) -> None:
     curated = _curate("dermoscopy-lu-xu-2018", data, tmp_path)
-    assert (curated.count("train", 0), curated.count("validation", 0), curated.count("test", 0)) == (24, 6, 6)
-    for split in ("validation", "test"):
+    assert (curated.count("train", 0), curated.count("validation", 0), curated.count("test", 0)) == (255, 3, 10)  # 6,369, 86, 250
+    for split, each in {"validation": 1, "test": 4}.items():  # 10, 100
         findings = curated.of(split, 1)["finding"].value_counts().to_dict()
-        assert findings == dict.fromkeys(["MEL", "BCC", "AKIEC", "BKL", "DF", "VASC"], 2)
+        assert findings == dict.fromkeys(["MEL", "BCC", "AKIEC", "BKL", "DF", "VASC"], each)
     assert (curated.rows.groupby("lesion_id")["group_id"].nunique() <= 1).all()
 
 
 def test_aggarwal_60_20_20_by_patient_with_malignant_in_each(data: Path, tmp_path: Path) -> None:
     curated = _curate("dermoscopy-aggarwal-2024", data, tmp_path)
-    shares = curated.usable["split"].value_counts(normalize=True)
-    assert shares["train"] == pytest.approx(0.6, abs=0.06)
-    assert all(curated.count(split, 1) for split in ("train", "validation", "test"))
-    assert curated.rows["excluded"].notna().sum() == 2  # the published duplicates
+    for split, stated in {"train": 19_875, "validation": 6_625, "test": 6_626}.items():
+        assert curated.count(split, 0) + curated.count(split, 1) == pytest.approx(stated / 60, rel=0.15), split
+        assert curated.count(split, 1) == pytest.approx(584 / 60 * stated / 33_126, abs=1), split
+    assert curated.rows["excluded"].notna().sum() == 7  # the published duplicates
 
 
 def test_tuluptceva_camelyon_few_tiles_a_slide_and_tumour_tiles_wholly_in_tumour(data: Path, tmp_path: Path) -> None:
     curated = _curate("pathology-tuluptceva-2020", data, tmp_path)
     by_slide = curated.usable.groupby("slide_id")
-    assert by_slide["label"].apply(lambda labels: labels.eq(0).sum()).max() <= 12
+    assert by_slide["label"].apply(lambda labels: labels.eq(0).sum()).max() == 10
+    assert curated.count("train", 0) == pytest.approx(7612 / 100, rel=0.15)
+    assert (curated.count("test", 0), curated.count("test", 1)) == pytest.approx((4000 / 100, 817 / 100), rel=0.15)
+    assert curated.count("validation", 1) == pytest.approx(200 / 100, abs=1)
     assert (curated.usable.loc[curated.usable["label"] == 1, "abnormal_share"] == 1).all()
     partly = curated.usable[curated.usable["slide_id"] == "tumor_010"]
     assert set(partly["label"].dropna()) <= {1}  # not exhaustively outlined: the rest is unknown
@@ -129,13 +142,18 @@ def test_tuluptceva_chest_one_projection_official_list_three_quarter_crop(data: 
     assert set(curated.usable["projection"]) == {projection}
     assert (curated.usable["width_px"] == 72).all()  # of 96
     assert curated.usable["transform"].str.contains("equalise").all()
-    assert set(curated.usable["split"].dropna()) == {"train", "validation", "test"}
+    tested = curated.usable["split"].eq("test").mean()
+    assert tested == pytest.approx(25_596 / 112_120, abs=0.12)  # the official list's
+    development = curated.count("train", 0) + curated.count("validation", 0)
+    assert curated.count("validation", 0) == pytest.approx(0.05 * development, abs=1)
 
 
 @pytest.mark.parametrize("name", ["cifar10-one-class", "svhn-one-class"])
 def test_one_class_trains_and_all_ten_are_tested(data: Path, tmp_path: Path, name: str) -> None:
     curated = _curate(name, data, tmp_path)
     assert curated.count("train", 1) == 0
-    assert (curated.count("test", 0), curated.count("test", 1)) == (6, 54)
-    tested = curated.usable[curated.usable["split"] == "test"]
-    assert np.unique(tested["frame"]).size == 60
+    train, tested = {"cifar10-one-class": (300, 60), "svhn-one-class": (280, 100)}[name]  # in the ratio of the published files
+    assert len(curated.rows) == train + tested
+    assert (curated.count("test", 0), curated.count("test", 1)) == (tested // 10, tested * 9 // 10)
+    frames = curated.usable.loc[curated.usable["split"] == "test", "frame"]
+    assert np.unique(frames).size == tested

@@ -1,6 +1,7 @@
 """What goes in and what becomes of it, from sources to the manifest: every bad input by itself among good ones, and privacy."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 import tifffile
 from PIL import Image
 from pyarrow import parquet
+from pydantic import ValidationError
 from skimage import data
 
+from methods.curation.quality import QualityConfig
 from methods.curation.skin import SkinConfig
 from methods.curation.split_config import SplitConfig
 from methods.painting import FINDINGS
@@ -29,12 +32,12 @@ from storage.datasets.source import SourceError
 from storage.manifest import read_manifest, read_rows, write_rows
 from storage.slides import is_slide, write_pyramid
 from tasks import survey as survey_module
-from tasks.curate import assemble_manifest, count_rows
+from tasks.check_splits import describe_leaks
+from tasks.curate import assemble_manifest, count_rows, describe_tables, is_there, tell_troubles
 from tasks.curation import CurationConfig, DuplicateConfig, TilingConfig
 from tasks.failures import TooManyFailuresError, check_failures
-from tasks.grouping import describe_leaks
 from tasks.paint import paint_item
-from tasks.references import ManifestReference
+from tasks.references import ManifestReference, TableReference
 from tasks.survey import deal_batches, survey
 from tasks.tabulate_batch import tabulate_batch
 
@@ -109,11 +112,16 @@ def test_failures_stop_the_run_only_above_the_allowed_share() -> None:
 
 def curate(*sources: AnySource, store: Path, curation: CurationConfig = CurationConfig(), **options: Any) -> ManifestReference:
     """As the flow does it, without its tasks' cache."""
-    tiling = options.pop("tiling", TilingConfig(size_px=128))
-    batches = deal_batches(survey(sources, store=str(store)), store=str(store))
-    tables = [tabulate_batch(batch, tiling, curation, None, str(store)) for batch in batches]
+    tables = tabulate_all(*sources, store=store, curation=curation, tiling=options.pop("tiling", TilingConfig(size_px=128)))
     chosen = {"split": SplitConfig(), "previous_manifest": None, "previous_digest": None, "failed_share_max": 0.5} | options
     return assemble_manifest.fn(tables, curation=curation, store=str(store), **chosen)
+
+
+def tabulate_all(
+    *sources: AnySource, store: Path, curation: CurationConfig = CurationConfig(), tiling: TilingConfig = TilingConfig(size_px=128)
+) -> list[TableReference]:
+    batches = deal_batches(survey(sources, store=str(store)), store=str(store))
+    return [tabulate_batch(batch, tiling, curation, None, str(store)) for batch in batches]
 
 
 def rows_by_name(manifest: ManifestReference) -> pd.DataFrame:
@@ -184,15 +192,85 @@ def test_a_grown_archive_keeps_what_was_dealt(folder: Path, tmp_path: Path) -> N
     assert new.loc[old.index, "split"].to_dict() == old["split"].to_dict()
 
 
-def test_counts_are_by_data_set_split_label_and_reason_without_its_numbers(folder: Path, tmp_path: Path) -> None:
+def test_counts_are_by_data_set_split_label_and_reason_without_paths_and_numbers(folder: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (folder / "normal" / name).write_bytes(name.encode())
-    counts = pd.DataFrame(count_rows(curate(FolderSource(path=str(folder)), store=tmp_path / "store")))
-    assert counts["samples"].sum() == 14
-    excluded = counts[counts["excluded"] != ""]
-    assert excluded[["split", "excluded", "samples"]].to_numpy().tolist() == [["none", "unusable", 2]]
+    spoil_with_a_bomb(folder)
+    rows, _ = count_rows(curate(FolderSource(path=str(folder)), store=tmp_path / "store"))
+    counts = pd.DataFrame(rows)
+    assert counts["samples"].sum() == 15
+    reasons = counts[counts["excluded"] != ""].set_index("excluded")["samples"]
+    assert sorted(reasons) == [1, 2]
+    assert all(reason.startswith("unusable: ") for reason in reasons.index)
+    assert "decompression bomb" in reasons.idxmin()
+    assert not any(word in " ".join(reasons.index) for word in (str(folder), "a.png", "b.png", "bad.gif"))
     assert counts[counts["label"] == "abnormal"]["samples"].sum() == 4
     assert set(counts[counts["label"] == "abnormal"]["split"]) == {"validation", "test"}
+
+
+def test_flags_are_counted_in_one_line(folder: Path, tmp_path: Path) -> None:
+    unchecked = CurationConfig(quality=QualityConfig(checks=()))
+    assert count_rows(curate(FolderSource(path=str(folder)), store=tmp_path / "none", curation=unchecked))[1] == "flags: none"
+    for shade in (100, 110):
+        Image.new("RGB", (96, 96), (shade, shade, shade)).save(folder / "normal" / f"empty-{shade}.png")
+    Image.new("RGB", (96, 40), (120, 120, 120)).save(folder / "normal" / "small.png")
+    assert count_rows(curate(FolderSource(path=str(folder)), store=tmp_path / "some"))[1] == "flags: 12 blurred, 3 near-constant, 1 small"
+
+
+def test_a_file_of_which_nothing_is_left_is_named_once_with_the_reason(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil_with_a_truncated_picture(folder)
+    glass = np.random.default_rng(0).normal(243, 1.5, (512, 512, 3)).clip(0, 255).astype(np.uint8)
+    write_pyramid(folder / "normal" / "glass.svs", glass, spacing_um=0.5)
+    tell_troubles(tabulate_all(FolderSource(path=str(folder)), store=tmp_path / "store"))
+    told = [record.getMessage() for record in caplog.records if record.name == "tasks.curate" and record.levelname == "WARNING"]
+    glass_line, torn_line = sorted(told, key=lambda line: "bad.jpg" in line)
+    assert glass_line == f"{folder}/normal/glass.svs: no tile: 0 of 16 tiles kept; 16 with less than 50% tissue"
+    assert torn_line.startswith(f"{folder}/normal/bad.jpg is unusable: ")
+    assert torn_line.count(str(folder)) == 1
+
+
+def test_of_many_files_of_which_nothing_is_left_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    table = TableReference(uri="t", name="n", items=30, unusable=30, rows=30, excluded=30, note="", preview_uris=[], troubles=["torn"] * 30)
+    tell_troubles([table])
+    assert len(caplog.records) == 21
+    assert "and 10 more" in caplog.records[-1].getMessage()
+
+
+def test_previews_are_named_like_their_files_all_kept_and_linked(tmp_path: Path) -> None:
+    folder, store = tmp_path / "bodies" / "normal", tmp_path / "store"
+    folder.mkdir(parents=True)
+    body, _, _ = body_photograph(np.random.default_rng(0), height_px=300, width_px=400)
+    for name in ("back of No 1.jpg", "Rücken_2.jpg"):
+        Image.fromarray(body if name.startswith("back") else body[:, ::-1]).save(folder / name)
+    tiling = TilingConfig(pictures="patches")
+    source, curation = FolderSource(path=str(folder.parent)), CurationConfig(skin=SkinConfig(side_px=64))
+    [table] = tabulate_all(source, store=store, tiling=tiling, curation=curation)
+    names = [re.sub(r"-[0-9a-f]{12}\.jpg$", "", filesystems.name_of(uri)) for uri in table["preview_uris"]]
+    assert names == ["R-cken_2", "back-of-No-1"] or names == ["back-of-No-1", "R-cken_2"]
+    assert {str(path) for path in (store / "previews").iterdir()} == set(table["preview_uris"])
+    [shown] = describe_tables([table])
+    for uri in table["preview_uris"]:
+        assert f"[{filesystems.name_of(uri)}]({Path(uri).as_uri()})" in shown["previews"]
+
+
+def test_a_table_is_made_again_when_any_of_its_previews_is_gone(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("table.arrow", "first.jpg", "second.jpg")]
+    for path in files:
+        path.touch()
+    uri, *preview_uris = map(str, files)
+    table = TableReference(uri=uri, name="n", items=2, unusable=0, rows=2, excluded=0, note="", preview_uris=preview_uris, troubles=[])
+    assert is_there(table)
+    files[2].unlink()
+    assert not is_there(table)
+
+
+@pytest.mark.parametrize("flag", ["blured", "near-duplicate labelled otherwise"])
+def test_an_unknown_flag_is_refused_naming_those_there_are(flag: str) -> None:
+    with pytest.raises(ValidationError, match=r"'blurred'.*'pen'.*'stain-failed'"):
+        CurationConfig.model_validate({"exclude": [flag]})
+    assert CurationConfig.model_validate({"exclude": ["blurred", "pen", "stain-failed"]}).refuse(("pen",)) == "flagged pen"
 
 
 def test_a_curation_that_leaves_nothing_says_why(folder: Path, tmp_path: Path) -> None:
@@ -338,12 +416,12 @@ def test_a_subject_without_id_stops_the_curation_and_names_the_picture(
         curate(FolderSource(path=str(folder)), store=tmp_path / "store")
 
 
-def test_two_masks_of_one_name_are_refused_and_two_pictures_of_one_name_kept_together(folder: Path, tmp_path: Path) -> None:
+def test_two_masks_of_one_name_are_refused_and_two_pictures_of_one_name_are_two_persons(folder: Path, tmp_path: Path) -> None:
     (folder / "normal" / "more").mkdir()
     photograph(60).save(folder / "normal" / "more" / "00.jpg")
     rows = rows_by_name(curate(FolderSource(path=str(folder)), store=tmp_path / "store"))
-    assert rows.loc["00.png", "group_id"] == rows.loc["00.jpg", "group_id"]
-    assert rows.loc["00.png", "split"] == rows.loc["00.jpg", "split"]
+    assert (rows.loc["00.png", "subject_id"], rows.loc["00.jpg", "subject_id"]) == ("normal/00", "normal/more/00")
+    assert rows.loc["00.png", "group_id"] != rows.loc["00.jpg", "group_id"]
     (folder / "masks").mkdir()
     for name in ("08.png", "08.bmp"):
         Image.fromarray(np.ones((96, 96), bool)).save(folder / "masks" / name)

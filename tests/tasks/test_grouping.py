@@ -1,6 +1,5 @@
 """Rows of a few pictures with known relations: who is joined, who is excluded, who goes where, and what a leak looks like."""
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +9,7 @@ from methods.curation.split_config import SplitConfig, SplitError
 from storage.datasets.source import SourceError
 from storage.manifest import COLUMNS, TEXT_COLUMNS, validate_manifest
 from tasks.curation import DuplicateConfig
-from tasks.grouping import assign_splits, describe_leaks, join_rows, list_pictures, picture_keys
+from tasks.grouping import assign_splits, join_rows, list_pictures, picture_keys
 
 NO_PAIRS = pd.DataFrame({"first": [], "second": []}, dtype="string")
 DEFAULT = DuplicateConfig()
@@ -167,12 +166,20 @@ def test_normal_and_abnormal_tiles_of_one_slide_contradict_nothing() -> None:
     assert rows["excluded"].isna().all()
 
 
-def test_near_duplicates_of_different_labels_are_flagged_kept_and_in_one_group() -> None:
+def test_near_duplicates_of_different_labels_are_flagged_told_kept_and_in_one_group(caplog: pytest.LogCaptureFixture) -> None:
     rows = make_rows({"label": 0, "flags": "blurred"}, {"label": 1}, {"label": 0})
     joined = join_rows(rows, pairs_of((0, 1)), config=DEFAULT)
+    [record] = caplog.records
+    told = "1 pair(s) of near-duplicates are labelled otherwise, such as 00.png (normal) and 01.png (abnormal); they are flagged"
+    assert (record.levelname, record.getMessage()) == ("WARNING", told)
     assert joined["excluded"].isna().all()
     assert joined["flags"].fillna("").tolist() == ["blurred;near-duplicate labelled otherwise", "near-duplicate labelled otherwise", ""]
     assert joined["group_id"].nunique() == 2
+
+
+def test_near_duplicates_of_one_label_are_nothing_to_tell(caplog: pytest.LogCaptureFixture) -> None:
+    join_rows(make_rows({}, {}, {"label": 1}, {"label": None}), pairs_of((0, 1), (2, 3)), config=DEFAULT)
+    assert caplog.records == []
 
 
 # ---- splits
@@ -253,58 +260,3 @@ def test_excluded_rows_are_in_no_split() -> None:
     rows = cohort()
     rows.loc[[0, 5], "excluded"] = "flagged blurred"
     assert deal(rows)["split"].isna().tolist() == [number in (0, 5) for number in range(60)]
-
-
-# ---- leaks
-
-
-def write(table: pd.DataFrame, path: Path) -> str:
-    table.to_csv(path, index=False) if path.suffix == ".csv" else table.to_parquet(path, index=False)
-    return str(path)
-
-
-@pytest.mark.parametrize("name", ["manifest.parquet", "manifest.csv"])
-def test_our_manifests_are_proved_clean_and_a_moved_row_is_found(tmp_path: Path, name: str) -> None:
-    rows = deal(cohort(), pairs_of((0, 2)))[list(COLUMNS)]
-    summary, leaks = describe_leaks(write(rows, tmp_path / name))
-    assert leaks == []
-    assert summary.startswith("60 rows (")
-    assert summary.endswith("checked: subject, lesion, slide, duplicate, group: none is in more than one split")
-    rows.loc[1, "split"] = "test" if rows["split"][1] != "test" else "train"
-    summary, leaks = describe_leaks(write(rows, tmp_path / name))
-    assert "2 in more than one split" in summary
-    assert [leak.split(" is in ")[0] for leak in leaks] == ["subject 'd/000'", "group 'd/000'"]
-
-
-@pytest.mark.parametrize("name", ["foreign.parquet", "foreign.csv"])
-def test_a_foreign_table_is_checked_by_what_it_has(tmp_path: Path, name: str) -> None:
-    table = pd.DataFrame(
-        {
-            "image": ["a", "b", "c", "d"],
-            "subject_id": ["1", "2", "1", "3"],
-            "lesion_id": ["x", "y", "z", "y"],
-            "split": ["train", "train", "test", "test"],
-        }
-    )
-    summary, leaks = describe_leaks(write(table, tmp_path / name))
-    assert "checked: subject, lesion: 2 in more than one split" in summary
-    assert leaks == ["subject '1' is in test and train (2 rows, first 0)", "lesion 'y' is in test and train (2 rows, first 1)"]
-
-
-def test_cells_that_are_empty_in_a_csv_are_unknown_and_leak_nothing(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("subject_id,lesion_id,split,excluded\n1,,train,\n2,,test,\n2,,train,blurred\n3,,,\n")
-    assert describe_leaks(str(tmp_path / "t.csv"))[1] == []
-
-
-def test_the_same_id_in_two_data_sets_is_a_leak_only_when_told_so(tmp_path: Path) -> None:
-    table = pd.DataFrame({"dataset": ["a", "b"], "subject_id": ["1", "1"], "split": ["train", "test"]})
-    uri = write(table, tmp_path / "t.csv")
-    assert describe_leaks(uri)[1] == []
-    assert len(describe_leaks(uri, across_datasets=True)[1]) == 1
-
-
-def test_a_table_that_cannot_prove_anything_is_refused_naming_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(SplitError, match="subject_id is missing"):
-        describe_leaks(write(pd.DataFrame({"patient": ["1"], "split": ["train"]}), tmp_path / "t.csv"))
-    with pytest.raises(SplitError, match="row"):
-        describe_leaks(write(pd.DataFrame({"subject_id": [None, "1"], "split": ["train", "test"]}), tmp_path / "u.parquet"))

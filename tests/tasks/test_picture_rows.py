@@ -160,6 +160,21 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> No
         tabulate(save(tmp_path, photograph()), label=1, mask_uri=str(mask))
 
 
+def test_a_mask_of_the_stored_pixels_of_a_turned_photograph_is_refused_saying_that_exif_turns_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = str(save(tmp_path, np.ones((64, 96), bool), "mask.png"))
+    for name in ("turned.jpg", "turned.tif"):
+        turned = save(tmp_path, photograph(), name, exif=exif)
+        with pytest.raises(
+            SourceError, match=r"96 × 64 px, its picture 64 × 96: it fits the picture as it is stored, which EXIF has turned"
+        ):
+            tabulate(turned, label=1, mask_uri=mask)
+    upright = save(tmp_path, photograph(64, 96))
+    with pytest.raises(SourceError, match=r"96 × 64 px, its picture 64 × 96: save it at the picture's size"):
+        tabulate(upright, label=1, mask_uri=mask)
+
+
 def test_an_empty_mask_is_refused_of_an_abnormal_picture_and_taken_of_a_normal_one(tmp_path: Path) -> None:
     path, mask = save(tmp_path, photograph()), save(tmp_path, np.zeros((64, 96), bool), "mask.png")
     with pytest.raises(SourceError, match="of something abnormal is empty: draw what is abnormal, or remove the mask"):
@@ -309,6 +324,25 @@ def test_patches_of_a_normal_photograph_are_normal_and_of_an_abnormal_one_withou
     for label, wanted in ((0, 0), (1, None), (None, None)):
         rows = tabulate(body[0], TilingConfig(pictures="patches"), SKIN, label=label).rows
         assert {row["label"] for row in rows} == {wanted}
+
+
+def test_patches_of_a_photograph_of_known_scale_have_the_asked_length(body: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
+    curation = CurationConfig(skin=SkinConfig(side_px=96, side_mm=40))
+    rows = pd.DataFrame(tabulate(body[0], TilingConfig(pictures="patches"), curation, spacing_um=500.0).rows)
+    kept = rows[rows["excluded"].isna()]
+    assert len(kept) >= 4
+    assert set(kept["width_px"]) == set(kept["height_px"]) == {80}
+
+
+def test_a_photograph_of_a_hand_gives_no_patch_and_a_row_that_says_why(body: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
+    patches = TilingConfig(pictures="patches")
+    [row] = tabulate(body[0], patches, SKIN, site="Upper extremity:Hand", label=1).rows
+    assert row["excluded"] == "site left out: Upper extremity:Hand (curation.skin.sites_left_out: hand)"
+    assert (row["site"], row["label"]) == ("Upper extremity:Hand", 1)
+    assert len(tabulate(body[0], patches, SKIN, site="Trunk:Posterior trunk").rows) > 4
+    everything = CurationConfig(skin=SkinConfig(side_px=96, sites_left_out=()))
+    assert len(tabulate(body[0], patches, everything, site="Hand").rows) > 4
+    assert only_row(body[0], SKIN, site="Hand")["excluded"] is None  # whole
 
 
 def test_a_photograph_without_skin_is_one_excluded_row(tmp_path: Path) -> None:

@@ -407,6 +407,30 @@ def test_where_no_level_can_be_decoded_tiles_are_excluded_as_unreadable_and_not_
     assert len(rows) == 13  # what else is glass is not listed, damaged glass is: who knows
 
 
+def test_a_tile_that_is_damaged_where_the_overview_is_read_says_so_and_not_that_coarser_levels_are(tmp_path: Path) -> None:
+    path = tmp_path / "slide.svs"
+    write_pyramid(path, on_glass(side_px=1500, tissue_px=900), spacing_um=0.5)  # level 1 is too small for an overview
+    spoil_tiles(path, page=0, tiles=[0])
+    rows = table_of(tabulate(path, tiling={"size_px": 256}))
+    assert rows["excluded"].dropna().to_dict() == {(0, 0): "unreadable: damaged here in the overview's level and every finer one"}
+
+
+def test_the_preview_outlines_what_is_marked_and_frames_unknown_tiles_in_a_colour_of_their_own(tmp_path: Path) -> None:
+    path, mask = tmp_path / "slide.svs", np.zeros((SIDE_PX, SIDE_PX), bool)
+    mask[:140, :140] = True
+    write_pyramid(path, on_glass(), spacing_um=0.5)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    found = tabulate(path, label=1, mask_uri=str(tmp_path / "mask.png"), tiling={"abnormal_share": 0.5})
+    assert table_of(found)["label"].isna().sum() == 3
+    plain, picture = (
+        np.asarray(Image.open(io.BytesIO(preview))).astype(int)[:SIDE_PX] for preview in (tabulate(path).preview, found.preview)
+    )
+    yellow, before = ((shown[..., :2].min(-1) - shown[..., 2] > 60) for shown in (picture, plain))
+    assert yellow.sum() > before.sum() + 300
+    assert picture[139, 20:120].mean() < plain[139, 20:120].mean() - 50  # the outline
+    assert np.abs(picture - plain)[60:80, 20:100].mean() < 5  # within
+
+
 def test_stains_are_estimated_past_damaged_tiles(path: Path, tmp_path: Path) -> None:
     spoil_tiles(path, page=0, tiles=[0])
     rows = table_of(tabulate(path, stain=write_target(tmp_path)))

@@ -31,6 +31,14 @@ def members(source: FolderSource, store: Path) -> dict[str, list[str]]:
 # ---- survey
 
 
+def test_a_data_set_that_is_named_and_not_listed_is_refused_before_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = write_many(tmp_path / "bodies", range(2))
+    survey([bodies], store=str(tmp_path / "store"), named=["bodies"])
+    monkeypatch.setattr(filesystems.FingerprintBook, "fingerprint_all", lambda *_, **__: pytest.fail("files were read"))
+    with pytest.raises(SourceError, match=r"by_dataset names \['body'\], which no source lists; the data sets listed are \['bodies'\]"):
+        survey([bodies], store=str(tmp_path / "store"), named=["bodies", "body"])
+
+
 def test_items_carry_the_digests_of_picture_and_mask(pictures: Path) -> None:
     items = survey([FolderSource(path=str(pictures))], store=str(pictures.parent / "store"))
     for item in items:

@@ -38,13 +38,14 @@ def write_isic_archive(
     folder: Path,
     *,
     photographs: int = 3,
+    of_patient: int = 2,
     abnormal: int = 1,
     dermoscopic: int = 3,
     newer_table: bool = True,
     width_px: int = 1600,
     seed: int = 0,
 ) -> Path:
-    """`isic image download`: total body photographs (the last `abnormal` of them with a scar) and dermoscopic pictures of two patients.
+    """`isic image download`: total body photographs (the last `abnormal` of them with a scar) and dermoscopic pictures, `of_patient` each.
 
     `newer_table`: diagnosis_1 … 5 and anatom_site_1 … 5, else benign_malignant, diagnosis, anatom_site_general and anatom_site_special.
     """
@@ -57,7 +58,7 @@ def write_isic_archive(
         else:
             image = skin_with_lesion(rng, 144, 192)[0]
         write_jpeg(folder / f"{name}.jpg", image)
-        rows.append(_isic_row(name, number, is_photograph, newer=newer_table))
+        rows.append(_isic_row(name, number, number // of_patient, is_photograph, newer=newer_table))
     write_table(folder / "metadata.csv", list(rows[0]), [list(row.values()) for row in rows])
     (folder / "attribution.txt").write_text("ViDIR Group, Department of Dermatology, Medical University of Vienna")
     (folder / "licenses").mkdir()
@@ -163,10 +164,10 @@ def write_isic2020(folder: Path, *, patients: int = 4, pictures: int = 3, malign
     return folder
 
 
-def write_hands(folder: Path, *, people: int = 4, pictures: int = 4, wearing: int | None = None, seed: int = 0) -> Path:
+def write_hands(folder: Path, *, people: int = 4, pictures: int = 4, wearing: int | None = None, jewels: int = 1, seed: int = 0) -> Path:
     """Every person's hands from both sides; the second person wears nail polish.
 
-    The last picture of each of the last `wearing` persons (null: of all) is with jewellery and its mask.
+    The last `jewels` pictures of each of the last `wearing` persons (null: of all) are with jewellery and its mask.
     """
     (folder / "Hands").mkdir(parents=True)
     (folder / "masks").mkdir()
@@ -175,20 +176,20 @@ def write_hands(folder: Path, *, people: int = 4, pictures: int = 4, wearing: in
         colour = ("very fair", "fair", "medium", "dark")[person % 4]
         for number in range(pictures):
             rng, name = np.random.default_rng([seed, person, number]), f"Hand_{person * 100 + number + 2:07d}"
-            jewels = number == pictures - 1 and person >= people - (people if wearing is None else wearing)
-            image, _, mask = hand_photograph(rng, tone=SKIN_TONES[(0, 1, 2, 4)[person % 4]], jewellery=jewels)
+            worn = number >= pictures - jewels and person >= people - (people if wearing is None else wearing)
+            image, _, mask = hand_photograph(rng, tone=SKIN_TONES[(0, 1, 2, 4)[person % 4]], jewellery=worn)
             write_jpeg(folder / "Hands" / f"{name}.jpg", image)
-            if jewels:
+            if worn:
                 Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
             aspect = ("dorsal right", "dorsal left", "palmar right", "palmar left")[number % 4]
             polish, irregular = int(person == 1), int(person == 2 and number == 0)
-            rows.append([f"{person:07d}", 27 + person, "male", colour, int(jewels), polish, aspect, f"{name}.jpg", irregular])
+            rows.append([f"{person:07d}", 27 + person, "male", colour, int(worn), polish, aspect, f"{name}.jpg", irregular])
     columns = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
     write_table(folder / "HandInfo.csv", columns, rows)
     return folder
 
 
-def _isic_row(name: str, number: int, is_photograph: bool, *, newer: bool) -> dict[str, object]:
+def _isic_row(name: str, number: int, patient: int, is_photograph: bool, *, newer: bool) -> dict[str, object]:
     malignant = not is_photograph and number % 3 == 0
     row: dict[str, object] = {"isic_id": name, "attribution": "ViDIR Group", "copyright_license": "CC-BY", "age_approx": 55}
     if newer:
@@ -202,7 +203,7 @@ def _isic_row(name: str, number: int, is_photograph: bool, *, newer: bool) -> di
         row |= {"benign_malignant": "" if is_photograph else "malignant" if malignant else "benign"}
         row |= {"diagnosis": "" if is_photograph else "melanoma" if malignant else "nevus"}
     row |= {"fitzpatrick_skin_type": "II", "image_type": "TBP tile: overview" if is_photograph else "dermoscopic"}
-    row |= {"lesion_id": "" if is_photograph else f"IL_{number:07d}", "patient_id": f"IP_{number // 2:07d}", "sex": "female"}
+    row |= {"lesion_id": "" if is_photograph else f"IL_{number:07d}", "patient_id": f"IP_{patient:07d}", "sex": "female"}
     return row
 
 

@@ -23,7 +23,7 @@ from storage.datasets.miniatures.pathology import write_camelyon16
 from storage.datasets.miniatures.radiology import plan_chestxray14, write_chestxray14
 
 MARKER = "GENERATED.txt"
-_VERSION = 1  # of what is drawn: raised whenever that changes
+_VERSION = 2  # of what is drawn: raised whenever that changes
 
 
 class MiniatureError(ValueError):
@@ -60,34 +60,42 @@ def write_miniature(paper: str, folder: Path) -> Path:
 
 
 def _write_chestxray14(folder: Path) -> None:
-    rows, tested = plan_chestxray14(96)
+    rows, tested = plan_chestxray14(192)
     write_chestxray14(folder, rows=rows, test=tested, size_px=96)
 
 
-# as few subjects as give every split of the papers' configurations several of both kinds
+# What the papers state, divided by one factor each, with as many subjects as give every split several of both kinds: what
+# `flows.miniatures.shrink` makes of the papers' configurations finds its counts in them.
 _WRITERS: Mapping[str, Mapping[str, Callable[[Path], object]]] = {
+    # 36 photographs of about 160 patches, 175 pictures of healthy skin and 190 of lesions, those from the web among them
     "skin": {
-        "isic": partial(write_isic_archive, photographs=4, abnormal=1, width_px=800),
-        "ArsenicSkinImageBD": partial(write_arsenic_skin, not_infected=36, infected=2),
-        "sd-198": partial(write_sd198, pictures=4),
+        "isic": partial(write_isic_archive, photographs=36, of_patient=1, abnormal=0, width_px=560),
+        "ArsenicSkinImageBD": partial(write_arsenic_skin, not_infected=175, infected=2),
+        "sd-198": partial(write_sd198, pictures=22),
     },
-    # a bootstrap over persons that is not stratified must not come to miss all that wear jewels
-    "hands": {"11k-hands": partial(write_hands, people=40, pictures=2, wearing=16)},
+    # A fortieth of 7,682 pictures without and of 3,179 with jewellery. Who wears some has a picture without, too: a bootstrap over persons
+    # that is not stratified must miss neither kind.
+    "hands": {"11k-hands": partial(write_hands, people=54, pictures=5, wearing=20, jewels=4)},
+    # a twenty-fifth of 6,705 nevi and of the 110 of each other class that are held out
     "dermoscopy": {
-        "isic-2018": partial(write_isic2018, lesions={"NV": 48, **dict.fromkeys(("MEL", "BCC", "AKIEC", "BKL", "DF", "VASC"), 6)})
+        "isic-2018": partial(write_isic2018, lesions={"NV": 272, **dict.fromkeys(("MEL", "BCC", "AKIEC", "BKL", "DF", "VASC"), 6)})
     },
-    "melanoma": {"isic-2020": partial(write_isic2020, patients=24, pictures=3, malignant=10, duplicates=2)},
+    # a sixtieth of 33,126 pictures of 2,056 patients, 584 of them malignant, 425 of them twice
+    "melanoma": {"isic-2020": partial(write_isic2020, patients=34, pictures=16, malignant=10, duplicates=7)},
     "perceptual": {
+        # with a fifth of the tiles of a slide a hundredth of 7,612 that train, of 200 of tumour that validate, of 4,000 and 817 that are
+        # tested
         "CAMELYON16": partial(
             write_camelyon16,
-            normal=(1, 2, 3, 4, 27),
-            tumor=(1, 2, 10),
+            normal=(*range(1, 9), 27),
+            tumor=(1, 10),
             test={1: "Tumor", 2: "Normal", 3: "Tumor", 4: "Normal"},
             size_px=2048,
+            radius_shares=(0.13, 0.155),
         ),
         "nih-chestxray14": _write_chestxray14,
-        "cifar-10": partial(write_cifar10, per_batch=60),
-        "svhn": partial(write_svhn, train=300, test=60),
+        "cifar-10": partial(write_cifar10, per_batch=60),  # 50,000 and 10,000
+        "svhn": partial(write_svhn, train=280, test=100),  # 73,257 and 26,032
     },
 }
 

@@ -23,6 +23,7 @@ def write_camelyon16(
     test: Mapping[int, str] | None = None,
     layout: str = "training and testing",
     size_px: int = 2304,
+    radius_shares: tuple[float, float] = (0.22, 0.22),
     seed: int = 0,
 ) -> Path:
     """Slides of `size_px` at 0.243 µm with real stained texture; a tumour has one outline with a cut-out, and is restained inside.
@@ -34,6 +35,7 @@ def write_camelyon16(
         test: class ("Tumor", "Normal") by number of test slide.
         layout: "training and testing" (GigaDB, Google Drive; annotations unpacked) or "flat" (s3://camelyon-dataset).
         size_px: width and height of the slides; from 2048 a .tif counts as a slide.
+        radius_shares: of the outlines of training and of test slides, in sides of a slide.
         seed: of texture and outlines.
     """
     rng = np.random.default_rng(seed)
@@ -44,7 +46,7 @@ def write_camelyon16(
     slides += [("test", number, word == "Tumor") for number, word in test.items()]
     for kind, number, abnormal in slides:
         name = f"{kind}_{number:03d}"
-        tissue, outline, cut_out = _lymph_node(rng, size_px)
+        tissue, outline, cut_out = _lymph_node(rng, size_px, radius_share=radius_shares[kind == "test"])
         if abnormal:
             annotations = "annotations" if flat else f"{'testing' if kind == 'test' else 'training'}/lesion_annotations"
             write_asap(in_folder(folder / annotations / f"{name}.xml"), [("_0", outline), ("_2", cut_out)])
@@ -76,7 +78,9 @@ def write_asap(path: Path, outlines: Sequence[tuple[str, Sequence[Sequence[float
     return path
 
 
-def _lymph_node(rng: np.random.Generator, size_px: int) -> tuple[NDArray[np.uint8], list[list[float]], list[list[float]]]:
+def _lymph_node(
+    rng: np.random.Generator, size_px: int, *, radius_share: float
+) -> tuple[NDArray[np.uint8], list[list[float]], list[list[float]]]:
     """Tissue, a disc on glass; the outline of a metastasis in it, and of normal tissue inside that."""
     texture = np.tile(data.immunohistochemistry(), (size_px // 512 + 1, size_px // 512 + 1, 1))
     shift = rng.integers(0, 512, 2)
@@ -86,7 +90,7 @@ def _lymph_node(rng: np.random.Generator, size_px: int) -> tuple[NDArray[np.uint
     glass = glass[:size_px, :size_px]
     tissue = np.where((np.hypot(x - 0.5, y - 0.5) < 0.4)[..., None], texture, glass).astype(np.uint8)
     centre = rng.uniform(0.4, 0.6, 2) * size_px
-    return tissue, _circle(centre, 0.22 * size_px, 60), _circle(centre, 0.04 * size_px, 20)
+    return tissue, _circle(centre, radius_share * size_px, 60), _circle(centre, 0.04 * size_px, 20)
 
 
 def _circle(centre: NDArray[np.float64], radius_px: float, corners: int) -> list[list[float]]:

@@ -256,3 +256,28 @@ def test_the_preview_shows_kept_patches_green_rejected_ones_red_and_the_rest_as_
 def test_an_unknown_key_is_refused() -> None:
     with pytest.raises(ValidationError, match="side"):
         SkinConfig(side=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("site", "word"),
+    [
+        ("head/neck", "head"),
+        ("Head and neck:Face", "head, face"),
+        ("HAND", "hand"),
+        ("palms/soles", "palms, soles"),
+        ("Lower extremity:Left foot", "foot"),
+    ],
+)
+def test_head_hands_and_feet_are_left_out_in_any_words_of_a_source(site: str, word: str) -> None:
+    assert SkinConfig().leave_out(site) == f"site left out: {site} (curation.skin.sites_left_out: {word})"
+
+
+@pytest.mark.parametrize("site", [None, "", "posterior torso", "Trunk:Posterior trunk", "forehead", "handle", "footprint"])
+def test_other_sites_are_cut_and_words_count_whole(site: str | None) -> None:
+    assert SkinConfig().leave_out(site) is None
+
+
+def test_sites_of_several_words_are_left_out_where_they_stand_together() -> None:
+    config = SkinConfig(sites_left_out=("Lower leg",))
+    assert config.leave_out("left lower leg") is not None
+    assert config.leave_out("lower back:leg") is None

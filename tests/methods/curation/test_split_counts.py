@@ -140,6 +140,17 @@ def test_counts_draw_each_source_in_proportion_and_differ_by_seed() -> None:
     assert (drawn[0] != drawn[1]).any()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_source_of_large_groups_is_in_every_split_in_proportion(seed: int) -> None:
+    ids = np.concatenate([np.repeat(np.arange(36), 5), np.arange(100, 280)])  # half of the samples come five to a person
+    sources = np.repeat(["bodies", "singles"], 180)
+    counts = {"train": {"normal": 250}, "validation": {"normal": 20}, "test": {"normal": 76}}
+    splits = split_groups(ids, np.zeros(360, bool), sources=sources, config=SplitConfig(seed=seed, counts=counts))
+    for split, count in {"train": 250, "validation": 20, "test": 76}.items():
+        found = tally(splits == split, sources == "bodies")[True]
+        assert found == pytest.approx(count / 2, abs=5)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

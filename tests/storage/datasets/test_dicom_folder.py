@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storage import filesystems
-from storage.datasets import dicom_folder
+from storage.datasets import dicom_headers
 from storage.datasets.dicom_folder import DicomFolderSource, list_dicom_folder
 from storage.datasets.miniatures.files import write_csv
 from storage.datasets.miniatures.radiology import write_dicom, write_dicom_folder
@@ -55,6 +55,13 @@ def test_files_outside_both_subfolders_have_no_label(tmp_path: Path) -> None:
     }  # no patient ID
 
 
+def test_how_many_pictures_have_no_known_patient_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, patient in enumerate((None, "P", None)):
+        write_dicom(tmp_path / f"normal/{number}.dcm", PIXELS, PatientID=patient)
+    listed(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}: 2 picture(s) without a known person count as a person each"]
+
+
 def test_a_picture_with_burned_in_text_is_held_back_unless_allowed(tmp_path: Path) -> None:
     for name, value in (("yes", "YES"), ("no", "NO"), ("unsaid", None)):
         write_dicom(tmp_path / f"normal/{name}.dcm", PIXELS, BurnedInAnnotation=value)
@@ -90,7 +97,7 @@ def test_a_damaged_file_is_excluded_and_listed(tmp_path: Path) -> None:
 
 
 def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dicom_folder, "_HEADER_BYTES", 700)
+    monkeypatch.setattr(dicom_headers, "_HEADER_BYTES", 700)
     write_dicom(tmp_path / "a.dcm", PIXELS, ImageComments="x" * 900, PatientID="P", BurnedInAnnotation="YES")
     (item,) = listed(tmp_path)
     assert item.excluded == "burned-in annotation"
@@ -102,7 +109,7 @@ def test_pixels_are_not_read_and_object_stores_are(tmp_path: Path, monkeypatch: 
     store = fsspec.filesystem("memory")
     try:
         store.put(str(local), "/dicom-tests/export", recursive=True)
-        monkeypatch.setattr(dicom_folder, "_HEADER_BYTES", 2048)
+        monkeypatch.setattr(dicom_headers, "_HEADER_BYTES", 2048)
         monkeypatch.setattr(filesystems, "open_for_reading", lambda uri: pytest.fail(f"opened {uri} whole"))
         there, here = listed("memory://dicom-tests/export"), listed(local)
         assert [item.subject_id for item in there] == [item.subject_id for item in here]
@@ -114,8 +121,8 @@ def test_pixels_are_not_read_and_object_stores_are(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"uri": "a.dcm", "label": "yes"}], "a.dcm has label 'yes'"),
-        ([{"uri": "", "label": "0"}], "a row has no uri"),
+        ([{"uri": "a.dcm", "label": "yes"}], "line 2: a.dcm has label 'yes'"),
+        ([{"uri": "", "label": "0"}], "line 2: a row has no uri"),
         ([{"uri": "a.dcm"}], r"expected the column\(s\) \['label'\]"),
     ],
 )

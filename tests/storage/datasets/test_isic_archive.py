@@ -54,12 +54,10 @@ def test_total_body_photographs_are_chosen_by_image_type_and_can_count_as_normal
     ]
 
 
-def test_a_site_is_chosen_or_left_out_by_its_name_at_any_level(tmp_path: Path) -> None:
+def test_a_site_is_chosen_by_its_name_at_any_level(tmp_path: Path) -> None:
     archive = write_isic_archive(tmp_path, width_px=160)
     both_generations = IsicArchiveSource(path=str(archive), sites=("posterior torso", "Upper back"))
     assert [Path(item.uri).stem[-1] for item in list_isic_archive(both_generations)] == ["3", "4", "5"]
-    left_out = IsicArchiveSource(path=str(archive), sites=("trunk",), sites_left_out=("Upper back", "Hand"))
-    assert [Path(item.uri).stem[-1] for item in list_isic_archive(left_out)] == ["0", "1", "2"]
 
 
 def test_the_most_specific_diagnosis_decides(tmp_path: Path) -> None:
@@ -97,7 +95,6 @@ def test_a_row_without_a_file_is_listed_where_the_file_should_be_and_a_file_with
     [
         ({"image_types": ("dermoscopic", "overveiw")}, r"no row has \['overveiw'\] of image_types; the table has .*TBP tile: overview"),
         ({"sites": ("anterior torso",)}, r"no row has any of sites \['anterior torso'\]"),
-        ({"sites_left_out": ("posterior torso", "Trunk")}, "of 6 rows none has"),
     ],
 )
 def test_a_choice_that_leaves_nothing_is_refused_with_what_is_there(
@@ -105,6 +102,12 @@ def test_a_choice_that_leaves_nothing_is_refused_with_what_is_there(
 ) -> None:
     with pytest.raises(SourceError, match=message):
         list_isic_archive(IsicArchiveSource(path=str(archive), **choice))  # type: ignore[arg-type]
+
+
+def test_choices_that_no_row_has_together_are_refused(tmp_path: Path) -> None:
+    archive = write_isic_archive(tmp_path, width_px=160)
+    with pytest.raises(SourceError, match="of 6 rows none has the image_types and sites of the configuration together"):
+        list_isic_archive(IsicArchiveSource(path=str(archive), image_types=("TBP tile: overview",), sites=("Upper back",)))
 
 
 def test_a_picture_named_twice_or_not_at_all_is_refused_with_its_line(archive: Path) -> None:
