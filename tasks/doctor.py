@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,10 @@ from tasks.settings import hide_user
 
 if TYPE_CHECKING:
     import httpx
+    from pydantic import BaseModel
     from torch import Tensor
+
+    from methods.detectors.networks.backbones import BackboneConfig
 
 _PACKAGES = ("torch", "torchvision", "lightning", "prefect", "fastapi", "dask", "zarr", "openslide-bin", "tifffile")
 _LEAST_FREE_GIB = 2.0
@@ -68,10 +71,38 @@ def examine_backbone(name: str, *, weights: str | None = None, weights_sha256: s
         with torch.inference_mode():
             likelihood = classifier.network(images).softmax(1)
     except ValidationError as error:
-        return Finding("backbone", False, "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors()))
+        text = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        return Finding("backbone", False, _name_options(text))
     except DetectorError as error:
-        return Finding("backbone", False, str(error))
+        return Finding("backbone", False, _name_options(str(error)))
     return _judge(name, likelihood.tolist())
+
+
+def examine_backbones(detectors: Iterable["BaseModel"]) -> list[Finding]:
+    """`examine_backbone` of every network that configurations of detectors name, each with the weights that they name; equal ones once."""
+    wanted = dict.fromkeys((part.name, part.weights, part.weights_sha256) for detector in detectors for part in _list_backbones(detector))
+    if not wanted:
+        return [Finding("backbone", True, "no detector of the configuration has a pretrained one to examine")]
+    return [examine_backbone(name, weights=weights, weights_sha256=sha256) for name, weights, sha256 in wanted]
+
+
+def _list_backbones(config: "BaseModel") -> Iterator["BackboneConfig"]:
+    """Those in a configuration, however deep."""
+    from pydantic import BaseModel
+
+    from methods.detectors.networks.backbones import BackboneConfig
+
+    for name in type(config).model_fields:
+        part = getattr(config, name)
+        if isinstance(part, BackboneConfig):
+            yield part
+        elif isinstance(part, BaseModel):
+            yield from _list_backbones(part)
+
+
+def _name_options(text: str) -> str:
+    """What errors call as a configuration does has other names on the command line."""
+    return text if "weights_sha256" not in text or "--sha256" in text else f"{text} (of this command: --weights and --sha256)"
 
 
 def _photograph(shown: str, resized_px: int, cropped_px: int) -> "Tensor":

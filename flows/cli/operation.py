@@ -122,7 +122,13 @@ def clean(
 def doctor(
     store: Annotated[str, typer.Option(help="the store to look at; a small file is written there, read and removed")] = "normascope-demo",
     execution: Annotated[str | None, typer.Option(help=EXECUTION + ", to look at")] = None,
-    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="also let this network say what three photographs show")] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|CONFIG",
+            help="also let this network say what three photographs show, or all that a run's file names; may be given several times",
+        ),
+    ] = None,
     weights: Annotated[str | None, typer.Option(metavar="FILE", help="its weights; without, those that belong to its name")] = None,
     sha256: Annotated[str | None, typer.Option(metavar="DIGEST", help="of the weight file")] = None,
 ) -> None:
@@ -131,17 +137,23 @@ def doctor(
     With --backbone also whether pretrained weights are what they are called: efficientnet-lite0 (bundled), torchvision/resnet18,
     timm/resnet18.a1_in1k and so on must recognise a cup of coffee, a cat and a rocket.
     """
-    from tasks.doctor import examine, examine_backbone
+    from flows.config import load_config
+    from tasks.doctor import examine, examine_backbone, examine_backbones
     from tasks.execution import parse_execution
     from tasks.settings import load_settings
 
-    if backbone is None and (weights or sha256):
-        raise typer.BadParameter("--weights and --sha256 are of a --backbone; name it")
+    files = [name for name in backbone or [] if name.endswith((".yaml", ".yml"))]
+    if (weights or sha256) and (len(backbone or []) != 1 or files):
+        raise typer.BadParameter("--weights and --sha256 are of one --backbone; name it")
     with errors():
         where = parse_execution(execution or load_settings().execution)
+        configured = [detector for file in files for detector in load_config(Path(file)).detectors]
         findings = examine(store, scheduler=where.address)
-    if backbone is not None:
-        findings.append(examine_backbone(backbone, weights=weights, weights_sha256=sha256))
+    for name in backbone or []:
+        if name not in files:
+            findings.append(examine_backbone(name, weights=weights, weights_sha256=sha256))
+    if files:
+        findings += examine_backbones(configured)
     for finding in findings:
         typer.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<12} {finding.text}")
     if not all(finding.ok for finding in findings):

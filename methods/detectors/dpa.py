@@ -10,8 +10,9 @@ each L with the features of its stage; then the new size stabilises. The optimis
 Paper: the above, VGG-19, the epoch by the loss on normal validation images. Public code, Camelyon16 without growing (the defaults here;
 its 34,666 steps are 583 epochs of 7,612 images): 64 px, all widths and the latent 4 channels, latent 8 × 8, relu4_2, batch 128, Adam
 1e-3. Growing there: 16 → 32 → 64 px with relu3_2, relu3_2, relu4_2, each transition and stabilisation 20,000 steps, the last 8,666. NIH's
-clear cases: 8 → 16 → 32 → 64 px with relu1_2, relu2_2, relu3_2, relu4_2 (relu3_2 again for all PA), widths 16, the latent a vector of
-16. These layers are features.3, features.8, features.13 and features.22 of torchvision/vgg19.
+clear cases: 8 → 16 → 32 → 64 px with relu1_2, relu2_2, relu3_2, relu4_2 (for all PA, and all AP, relu3_2 again), widths 16, the latent a
+vector of 16. These layers are features.3, features.8, features.13 and features.22 of torchvision/vgg19. Several layers in one stage count
+alike, as in that code, where every stage has one.
 
 Ours: the bundled backbone, of which block2 and block4 have the strides of relu3_2 and relu4_2; means of pixels where that code resizes
 without smoothing; μ and σ of the training images, at each stage's size; the anomaly map, which is the difference of the features place
@@ -40,7 +41,7 @@ class GrowingConfig(BaseModel):
     layers: dict[int, str] = Field(
         min_length=1,
         description="the features' layer by the size in pixels of each stage before the last, as {16: block2, 32: block2}; the last has "
-        "the input's size and the backbone's layer",
+        "the input's size and the backbone's layers",
     )
     transition_epochs: float = Field(gt=0, description="in which a stage's new layers fade in")
     stabilisation_epochs: float = Field(gt=0, description="of a stage at its full size, the last stage's apart")
@@ -64,7 +65,7 @@ class DeepPerceptualAutoencoderConfig(BaseModel):
     width_max: int = Field(default=4, ge=1, description="most channels at any size")
     blocks: int = Field(default=2, ge=1, description="residual blocks a size")
     loss: Literal["perceptual", "l1"] = Field(default="perceptual", description="also the score; l1 is that of pixels")
-    backbone: BackboneConfig = Field(default=BackboneConfig(layers=("block4",)), description="network and one layer whose features count")
+    backbone: BackboneConfig = Field(default=BackboneConfig(layers=("block4",)), description="network and the layers whose features count")
     growing: GrowingConfig | None = Field(default=None, description="stages; null trains at the input's size from the start")
     learning_rate: float = Field(default=1e-3, gt=0)
     epochs: int = Field(default=583, ge=1)
@@ -77,14 +78,13 @@ class DeepPerceptualAutoencoderConfig(BaseModel):
         return self.input_size_px
 
     @property
-    def layers(self) -> dict[int, str]:
-        """The features' layer by the size in pixels of each stage, ascending."""
-        return {**(self.growing.layers if self.growing else {}), self.input_size_px: self.backbone.layers[0]}
+    def layers(self) -> dict[int, tuple[str, ...]]:
+        """The features' layers by the size in pixels of each stage, ascending."""
+        growing = self.growing.layers if self.growing else {}
+        return {**{size: (layer,) for size, layer in growing.items()}, self.input_size_px: self.backbone.layers}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if len(self.backbone.layers) != 1:
-            raise ValueError(f"expected one layer of the backbone, got {', '.join(self.backbone.layers)}")
         least = base_of(self.latent_side_px)
         if self.input_size_px < least:
             raise ValueError(f"the input of {self.input_size_px} px is smaller than the latent of {least} px")
@@ -129,7 +129,7 @@ class DeepPerceptualAutoencoder(nn.Module):
         self.sizes_px = tuple(config.layers)
         shape = Shape(self.sizes_px, config.latent_side_px, config.latent, config.width, config.width_max, config.blocks)
         self.encoder, self.decoder = ResidualEncoder(shape), ResidualDecoder(shape)
-        self.differences = nn.ModuleDict({str(size): _build_difference(config, layer, size) for size, layer in config.layers.items()})
+        self.differences = nn.ModuleDict({str(size): _build_difference(config, layers, size) for size, layers in config.layers.items()})
         # of the phases 0, 1, 2, … each odd one is a transition to the next size, each even one the stabilisation there
         self.register_buffer("growth", torch.tensor([0.0, 1.0], dtype=torch.float64))  # phase, α
         self._phase, self._alpha = 0, 1.0  # the same, to be read without waiting for a GPU
@@ -217,10 +217,10 @@ def reduce(images: Tensor, size_px: int) -> Tensor:
     return images
 
 
-def _build_difference(config: DeepPerceptualAutoencoderConfig, layer: str, size_px: int) -> nn.Module:
+def _build_difference(config: DeepPerceptualAutoencoderConfig, layers: tuple[str, ...], size_px: int) -> nn.Module:
     if config.loss == "l1":
         return PixelDifference()
-    return PerceptualDifference(config.backbone.model_copy(update={"layers": (layer,)}), size_px=size_px)
+    return PerceptualDifference(config.backbone.model_copy(update={"layers": layers}), size_px=size_px)
 
 
 def _read_growth(module: nn.Module, *_unused: object) -> None:

@@ -73,7 +73,7 @@ class PaDiM(nn.Module):
     def observe(self, images: Tensor) -> None:
         """Add a batch of normal images to the sums that mean and covariance are made of."""
         check_images(images, input_size_px=self.input_size_px)
-        x = self.features(images).double()  # (places, n, C)
+        x = self.features(images).cpu().double()  # (places, n, C)
         if not self._count:
             self._sum, self._products = torch.zeros_like(x[:, 0]), x.new_zeros(len(x), x.shape[2], x.shape[2])
         self._count += x.shape[1]

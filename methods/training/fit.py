@@ -4,7 +4,8 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from methods.detectors.interface import Detector, Learner, LearnsByMemory, LearnsFromLabels, SelectionRule
+from methods.training.batches import mix_seeds
 from methods.training.labels import check_classes
 from methods.training.lightning_module import DetectorModule, Plan, Precision
 from methods.training.outcome import FitReport, TrainingError
@@ -108,14 +110,38 @@ def _check_ranks(detector: Learner, rank: Rank) -> None:
 
 
 def _fit_by_memory(detector: LearnsByMemory, train: Dataset[Tensor], *, seed: int, on_step: Callable[[int], None]) -> FitReport:
-    started = time.monotonic()
-    with torch.inference_mode():
+    started, device = time.monotonic(), _choose_device()
+    _move(detector, device)
+    torch.manual_seed(mix_seeds(seed, 1))  # of what a detector draws while it looks; the order is the images'
+    with torch.inference_mode(), _single_precision():
         for batch in DataLoader(train, batch_size=detector.batch_size):
-            detector.observe(batch)
+            detector.observe(batch.to(device))
             on_step(len(batch))
         detector.conclude(torch.Generator().manual_seed(seed))
+    _move(detector, torch.device("cpu"))
     rate = len(train) / (time.monotonic() - started)  # type: ignore[arg-type]
     return FitReport(selected_by="no selection: one pass over the training images", best_epoch=1, images_per_s=rate)
+
+
+def _choose_device() -> torch.device:
+    """That Lightning's "auto" takes for one process, but of accelerators CUDA's alone: others lack float64, which memories are made in."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _move(detector: LearnsByMemory, device: torch.device) -> None:
+    if isinstance(detector, nn.Module):
+        detector.to(device)
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """On a GPU, features as they are scored: without the shorter mantissas that convolutions have there by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _fit_by_gradient(

@@ -17,9 +17,21 @@ from torchvision.models import ResNet18_Weights, resnet18
 from typer.testing import CliRunner
 
 from flows.cli import app
+from methods.detectors.autoencoder import AutoencoderConfig
 from storage import conditional
 from storage.housekeeping import probe
-from tasks.doctor import _SHOWN, _dask, _judge, _judge_pool, _server, _store, _workers, compare_versions, examine_backbone
+from tasks.doctor import (
+    _SHOWN,
+    _dask,
+    _judge,
+    _judge_pool,
+    _server,
+    _store,
+    _workers,
+    compare_versions,
+    examine_backbone,
+    examine_backbones,
+)
 from tests.servers import s3_server
 
 
@@ -91,6 +103,53 @@ def test_the_command_examines_a_backbone_and_exits_with_1_when_it_fails(random_w
     assert "ok    backbone     efficientnet-lite0 knows coffee: espresso" in good.output
     assert "FAIL  backbone     torchvision/resnet18 does not know" in bad.output
     assert "--backbone" in nameless.output
+
+
+def test_the_command_examines_several_and_all_of_a_run_but_the_same_one_once(random_weights: tuple[str, str], tmp_path: Path) -> None:
+    path, sha256 = random_weights
+    config = tmp_path / "run.yaml"
+    config.write_text(f"""
+name: pictures
+store: store
+source: {{kind: folder, path: pictures}}
+detectors:
+  - {{kind: ae}}
+  - {{kind: patchcore}}
+  - {{kind: padim}}
+  - {{kind: simplenet, backbone: {{name: torchvision/resnet18, layers: [layer2], weights: {path}, weights_sha256: {sha256}}}}}
+""")
+    runner, store = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}), str(tmp_path)
+    whole = runner.invoke(app, ["doctor", "--store", store, "--backbone", str(config), "--backbone", "torchvision/resnet19"])
+    assert whole.exit_code == 1
+    said = [line.split()[:3:2] for line in whole.output.splitlines() if " backbone " in line]
+    assert said == [["FAIL", "there"], ["ok", "efficientnet-lite0"], ["FAIL", "torchvision/resnet18"]]
+    assert "does not know" in whole.output
+    ambiguous = ["doctor", "--store", store, "--weights", path]
+    for two in (["efficientnet-lite0", "torchvision/resnet18"], [str(config)]):
+        refused = runner.invoke(app, [*ambiguous, *(part for name in two for part in ("--backbone", name))])
+        assert refused.exit_code == 2
+        assert "one --backbone" in " ".join(refused.output.split())
+    none = runner.invoke(app, ["doctor", "--store", store, "--backbone", str(tmp_path / "none.yaml")])
+    assert none.exit_code == 1
+    assert "cannot read" in none.output
+
+
+def test_a_run_without_pretrained_networks_has_none_to_examine() -> None:
+    (finding,) = examine_backbones([AutoencoderConfig()])
+    assert finding.ok
+    assert "no detector" in finding.text
+
+
+def test_a_file_of_junk_is_a_finding_that_names_it_and_options_are_called_as_the_command_has_them(
+    random_weights: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "junk.pth").write_bytes(b"hello")
+    sha256 = hashlib.sha256(b"hello").hexdigest()
+    junk = examine_backbone("torchvision/resnet18", weights=str(tmp_path / "junk.pth"), weights_sha256=sha256)
+    assert not junk.ok
+    assert "junk.pth is no file of weights alone" in junk.text
+    none = examine_backbone("torchvision/resnet18", weights=random_weights[0])
+    assert none.text.endswith("(of this command: --weights and --sha256)")
 
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

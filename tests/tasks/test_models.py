@@ -50,6 +50,16 @@ def test_a_bundle_gives_the_detector_back(tmp_path: Path, config: DetectorConfig
         assert detector.score(images).image.isfinite().all()
 
 
+def test_a_patchcore_from_before_it_had_a_choice_is_the_whitened_one(tmp_path: Path) -> None:
+    later = {"whiten", "memory_share", "candidates_max", "image_score", "neighbours"}
+    tensors, config = tensors_of(MEMORY), {name: value for name, value in MEMORY.model_dump(mode="json").items() if name not in later}
+    digest = write_bundle(str(tmp_path), Bundle(tensors=tensors, config=config, card={"seed": 3}))
+    model = ModelReference(uri=str(tmp_path), digest=digest, kind="patchcore")
+    detector = load_detector(model)
+    assert detector_config(model) == MEMORY
+    assert {"mean", "whitening", "memory"} < detector.state_dict().keys()
+
+
 @pytest.mark.parametrize(("config", "other"), [(AE, VARIATIONAL), (VARIATIONAL, AE), (MEMORY, AE)], ids=lambda config: config.kind)
 def test_the_weights_of_another_detector_are_refused_naming_both(tmp_path: Path, config: DetectorConfig, other: DetectorConfig) -> None:
     model = write(tmp_path, config, tensors_of(other))

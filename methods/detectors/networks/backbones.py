@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ class BackboneConfig(BaseModel):
     weights_sha256: str | None = Field(
         default=None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the weight file; a local one wants it, a published one may have it"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_layers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "layers" not in values and isinstance(name := values.get("name", BUNDLED), str):
+            raise ValueError(f"expected `layers`, from shallow to deep: {name} has {', '.join(_list_layers(name))}")
+        return values
 
     @model_validator(mode="after")
     def _is_complete(self) -> "BackboneConfig":
@@ -112,16 +120,38 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
     Raises:
         DetectorError: no such network or layer, layers not from shallow to deep, a layer without a map, weights that cannot be had, that
-            have another digest or that belong to another network.
+            have another digest or that belong to another network. What is wrong with the layers is said before any weights are looked for.
     """
     if config.name == BUNDLED:
         return _build_bundled(config)
     published = _find(config.name)
+    if wants_weights():
+        _check_cut(config.name, config.layers)
     network = _with_weights(published, config)
-    trunk = _cut(network, _resolve(network, config), config.name)
+    trunk = _cut(network, _resolve(network, config.name, config.layers), config.name)
     channels, strides_px = _measure(trunk, config)
     network = nn.Sequential(_Normalisation(published.mean, published.std), trunk)
     return Backbone(network, channels=channels, strides_px=strides_px, one_by_one=not _is_plain_arithmetic(trunk))
+
+
+def check_backbones(config: BaseModel) -> None:
+    """Refuse a configuration that names layers which its networks do not have, or in another order; no weights are read or downloaded.
+
+    Args:
+        config: a detector's; backbones are found in it, however deep.
+
+    Raises:
+        DetectorError: names the key, and the layers that there are; also where there is no such network.
+    """
+    for name in type(config).model_fields:
+        part = getattr(config, name)
+        if isinstance(part, BackboneConfig):
+            try:
+                _check_cut(part.name, part.layers)
+            except DetectorError as error:
+                raise DetectorError(f"{name}: {error}") from None
+        elif isinstance(part, BaseModel):
+            check_backbones(part)
 
 
 def build_classifier(name: str, *, weights: str | None = None, weights_sha256: str | None = None) -> Classifier:
@@ -306,12 +336,40 @@ class _Normalisation(nn.Module):
         return (images - self.mean) / self.std
 
 
+_BLOCKS = {f"block{number}": number for number in CHANNELS_OF_BLOCK}  # the bundled network's layers
+
+
+@lru_cache(maxsize=64)
+def _check_cut(name: str, layers: tuple[str, ...]) -> None:
+    """Refuse layers that a network does not have, or not in this order, by its architecture alone: on no device, without any weights."""
+    if name == BUNDLED:
+        _number_blocks(layers)
+        return
+    network = _outline(name)
+    _cut(network, _resolve(network, name, layers), name)
+
+
+def _outline(name: str) -> nn.Module:
+    """The network with shapes instead of weights: nothing is filled, and nothing drawn."""
+    with torch.device("meta"):
+        return _find(name).build(None)
+
+
+def _list_layers(name: str) -> list[str]:
+    """The layers of a network, as an error lists them."""
+    return list(_BLOCKS) if name == BUNDLED else _shown_layers(_outline(name))
+
+
+def _number_blocks(layers: Sequence[str]) -> tuple[int, ...]:
+    if unknown := [layer for layer in layers if layer not in _BLOCKS]:
+        raise DetectorError(f"{BUNDLED} has no layer {', '.join(unknown)}; it has {', '.join(_BLOCKS)}")
+    numbers = tuple(_BLOCKS[layer] for layer in layers)
+    _check_order(layers, [f"block{number}" for number in sorted(numbers)])
+    return numbers
+
+
 def _build_bundled(config: BackboneConfig) -> Backbone:
-    blocks = {f"block{number}": number for number in CHANNELS_OF_BLOCK}
-    if unknown := [layer for layer in config.layers if layer not in blocks]:
-        raise DetectorError(f"{BUNDLED} has no layer {', '.join(unknown)}; it has {', '.join(blocks)}")
-    numbers = tuple(blocks[layer] for layer in config.layers)
-    _check_order(config.layers, [f"block{number}" for number in sorted(numbers)])
+    numbers = _number_blocks(config.layers)
     return Backbone(
         EfficientNetLite0Features(numbers, _with_weights(_bundled(), config)),
         channels=[CHANNELS_OF_BLOCK[number] for number in numbers],
@@ -324,16 +382,18 @@ def _check_order(layers: Sequence[str], ascending: Sequence[str]) -> None:
         raise DetectorError(f"expected the layers from shallow to deep: {', '.join(ascending)}; got {', '.join(layers)}")
 
 
-def _resolve(network: nn.Module, config: BackboneConfig) -> list[str]:
+def _resolve(network: nn.Module, name: str, layers: Sequence[str]) -> list[str]:
     """The modules that the layers are called by, or stand for by a name of the papers."""
+    aliases, modules = _names_of_vgg(network), {module for module, _ in network.named_modules() if module}
+    if unknown := [layer for layer in layers if layer not in aliases and layer not in modules]:
+        raise DetectorError(f"{name} has no layer {', '.join(unknown)}; it has {', '.join(_shown_layers(network))}, and those within them")
+    return [aliases.get(layer, layer) for layer in layers]
+
+
+def _shown_layers(network: nn.Module) -> list[str]:
+    """A VGG's layers by the papers' names, and all modules but those deep within others."""
     aliases = _names_of_vgg(network)
-    modules = [name for name, _ in network.named_modules() if name]
-    if unknown := [layer for layer in config.layers if layer not in aliases and layer not in modules]:
-        shown = [name for name in modules if name.count(".") < 2 and name not in aliases.values()]
-        raise DetectorError(
-            f"{config.name} has no layer {', '.join(unknown)}; it has {', '.join([*aliases, *shown])}, and those within them"
-        )
-    return [aliases.get(layer, layer) for layer in config.layers]
+    return [*aliases, *(name for name, _ in network.named_modules() if name and name.count(".") < 2 and name not in aliases.values())]
 
 
 def _names_of_vgg(network: nn.Module) -> dict[str, str]:

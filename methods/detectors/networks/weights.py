@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -80,8 +78,9 @@ def read_weights(path: Path, *, sha256: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.load(content)
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DetectorError(f"{path} is no file of weights alone (.safetensors, or .pth of tensors): {str(error)[:200]}") from None
+    except Exception as error:  # on junk the unpickler raises whatever its bytes happen to mean, as KeyError
+        said = f"{type(error).__name__}: {error}"[:200]
+        raise DetectorError(f"{path} is no file of weights alone (.safetensors, or .pth of tensors): {said}") from None
     state = next((loaded[key] for key in ("state_dict", "model") if key in loaded), loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise DetectorError(f"{path} holds no dictionary of tensors by name")
@@ -105,6 +104,6 @@ def locate_published(name: str, published: PublishedWeights) -> Path:
         raise DetectorError(
             f"the weights of {name} are not on this machine and could not be downloaded ({error}). On a machine with a network fetch "
             f"{published.url} (the address that the package {published.package} names) and put it at {path}, or anywhere and set "
-            "weights to its path and weights_sha256 to its digest"
+            "weights to its path and weights_sha256 to its digest (of `normascope doctor`: --weights and --sha256)"
         ) from None
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from methods.detectors.autoencoder import AutoencoderConfig
 from methods.detectors.interface import DetectorError
 from methods.detectors.networks import backbones, efficientnet_lite
-from methods.detectors.networks.backbones import BUNDLED, Backbone, BackboneConfig, build_backbone, build_classifier
+from methods.detectors.networks.backbones import BUNDLED, Backbone, BackboneConfig, build_backbone, build_classifier, check_backbones
 from methods.detectors.networks.efficientnet_lite import EfficientNetLite0Features
 from methods.detectors.networks.weights import architecture_only, read_weights
+from methods.detectors.padim import PaDiMConfig
 
 RESNET = "torchvision/resnet18"
 IMAGES = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -264,6 +267,32 @@ def test_a_file_of_more_than_tensors_is_refused_and_runs_nothing(tmp_path: Path,
             read_weights(tmp_path / f"trap{suffix}", sha256="")
 
 
+@pytest.mark.parametrize(
+    "content", [b"hello", b"", b"\x80\x02", b"(dp0\n.", b"Rubbish\n", b"PK\x03\x04 cut off", b"]a.", b"\x95" + b"\xff" * 8]
+)
+def test_junk_is_refused_naming_the_file(tmp_path: Path, content: bytes) -> None:
+    for suffix in (".pth", ".pt", ".safetensors"):
+        (tmp_path / f"junk{suffix}").write_bytes(content)
+        with pytest.raises(DetectorError, match=rf"junk\{suffix} (is no file of weights alone|holds no dictionary of tensors)"):
+            read_weights(tmp_path / f"junk{suffix}", sha256="")
+
+
+def test_whatever_bytes_a_file_has_it_is_refused_and_no_other_error_comes(tmp_path: Path) -> None:
+    rng, buffer, path = np.random.default_rng(0), io.BytesIO(), tmp_path / "junk.pth"
+    torch.save({"a": torch.ones(2)}, buffer, _use_new_zipfile_serialization=False)
+    good = bytearray(buffer.getvalue())
+    for number in range(400):
+        if number % 2:
+            content = bytes(rng.integers(0, 256, rng.integers(1, 60), dtype=np.uint8))
+        else:
+            changed = bytearray(good)
+            changed[rng.integers(0, len(good))] = rng.integers(0, 256)
+            content = bytes(changed[: rng.integers(1, len(good))])
+        path.write_bytes(content)
+        with pytest.raises(DetectorError, match=r"junk\.pth"):
+            read_weights(path, sha256="")
+
+
 def test_a_checkpoint_gives_its_state_and_other_things_are_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2)}}, tmp_path / "checkpoint.pth")
     assert list(read_weights(tmp_path / "checkpoint.pth", sha256="")) == ["a"]
@@ -312,6 +341,7 @@ def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(name
         address,
         str(hub / file_name),
         "weights_sha256",
+        "--sha256",
         f"package {name.split('/')[0]} names",
     ):
         assert said in str(refusal.value)
@@ -353,6 +383,47 @@ def test_the_architecture_alone_needs_no_file_and_takes_the_whole_state(
     with torch.inference_mode():
         assert torch.equal(empty(IMAGES)[0], whole(IMAGES)[0])
     assert (empty.channels, empty.strides_px) == (whole.channels, whole.strides_px)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (("layerx",), "torchvision/resnet18 has no layer layerx; it has conv1, bn1, relu, maxpool, layer1"),
+        (("layer2", "layer1"), "from shallow to deep: layer1, layer2; got layer2, layer1"),
+    ],
+)
+def test_a_wrong_layer_is_told_before_the_weights_are_looked_for(layers: tuple[str, ...], said: str, hub: Path) -> None:
+    with pytest.raises(DetectorError, match=said):
+        build_backbone(BackboneConfig(name=RESNET, layers=layers))
+    lost = BackboneConfig(name=RESNET, layers=layers, weights="/lost.pth", weights_sha256="0" * 64)
+    with pytest.raises(DetectorError, match=said):
+        build_backbone(lost)
+    with pytest.raises(DetectorError, match=f"backbone: .*{said}"):
+        check_backbones(PaDiMConfig(backbone=lost))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "expected `layers`, from shallow to deep: efficientnet-lite0 has block2, block4, block10"),
+        ({"name": "torchvision/vgg11"}, "torchvision/vgg11 has conv1_1, relu1_1, pool1, conv2_1"),
+        ({"name": "torchvision/resnet19"}, "there is no backbone 'torchvision/resnet19'; torchvision has torchvision/resnet1"),
+    ],
+)
+def test_where_layers_are_not_named_the_error_lists_them(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        BackboneConfig.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [(BUNDLED, ("block2",)), (RESNET, ("layer1", "layer2.0")), ("timm/mobilenetv3_small_050", ("blocks.1",))]
+)
+def test_layers_are_checked_without_weights_and_without_a_draw(name: str, layers: tuple[str, ...], hub: Path) -> None:
+    before = torch.get_rng_state()
+    check_backbones(PaDiMConfig(backbone=BackboneConfig(name=name, layers=layers)))
+    check_backbones(AutoencoderConfig())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not hub.exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Deep perceptual autoencoder: the relative perceptual L1 against a slow twin, the fade against the pure stages, growth in order."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.detectors.dpa import DeepPerceptualAutoencoder, DeepPerceptualAutoencoderConfig, reduce
 from methods.detectors.interface import DetectorError, LearnsInStages, PreparesOnTraining
-from methods.detectors.networks.backbones import BackboneConfig
+from methods.detectors.networks.backbones import BackboneConfig, build_backbone
 from methods.detectors.networks.perceptual import PerceptualDifference, PixelDifference, relative_l1
 from methods.detectors.networks.residual import PreActivationBlock, double, halve
 from methods.training.fit import fit
@@ -37,6 +38,8 @@ def built(config: DeepPerceptualAutoencoderConfig = TINY, epoch: float = 0) -> D
 
 class Identity(nn.Module):
     """A feature extractor that shows the pixels."""
+
+    channels = (3,)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images]
@@ -85,6 +88,63 @@ def test_the_loss_is_that_of_a_slow_twin_with_loops() -> None:
         assert float(found[n].mean()) == pytest.approx(above / below, rel=1e-4)
 
 
+def test_of_several_layers_it_is_the_mean_of_what_a_slow_twin_finds_for_each() -> None:
+    layers, seen, x, x_hat = ("block2", "block4"), images_of(6, seed=2), images_of(3), images_of(3, seed=1)
+    difference = PerceptualDifference(BackboneConfig(layers=layers), size_px=32)
+    difference.fit_statistics([seen[:4], seen[4:]])
+    with torch.inference_mode():
+        found = difference(x, x_hat)
+        backbones = [build_backbone(BackboneConfig(layers=(layer,))) for layer in layers]
+        statistics, f, g = ([backbone(images)[0].double().numpy() for backbone in backbones] for images in (seen, x, x_hat))
+    assert found.shape == (3, 8, 8)
+    for n in range(3):
+        twin = np.zeros((8, 8))
+        for places, f_l, g_l, block in zip(statistics, f, g, (1, 2), strict=True):  # a place of block4 covers 2 × 2 of block2
+            mean, std = places.mean((0, 2, 3)), places.transpose(1, 0, 2, 3).reshape(places.shape[1], -1).std(1, ddof=1)
+            size = np.abs((f_l[n] - mean[:, None, None]) / std[:, None, None]).mean()
+            for i in range(8):
+                for j in range(8):
+                    of_place = np.abs(f_l[n, :, i // block, j // block] - g_l[n, :, i // block, j // block]) / std
+                    twin[i, j] += of_place.mean() / size / len(layers)
+        np.testing.assert_allclose(found[n], twin, rtol=1e-4)
+        own = [_of_one_layer(layer, seen, x[n : n + 1], x_hat[n : n + 1]) for layer in layers]
+        assert float(found[n].mean()) == pytest.approx(sum(own) / 2, rel=1e-5)
+        assert abs(own[0] - own[1]) > 0.01  # else the mean says nothing
+
+
+def _of_one_layer(layer: str, seen: Tensor, x: Tensor, x_hat: Tensor) -> float:
+    difference = PerceptualDifference(BackboneConfig(layers=(layer,)), size_px=32)
+    difference.fit_statistics([seen])
+    with torch.inference_mode():
+        return float(difference(x, x_hat).mean())
+
+
+def test_one_layer_is_compared_by_the_formula_to_the_bit() -> None:
+    difference, x, x_hat = built().differences["32"], images_of(), images_of(seed=5)
+    mean, std = difference.mean[:, None, None], difference.std[:, None, None]
+    with torch.inference_mode():
+        (f_x,), (f_x_hat,) = difference.backbone(x), difference.backbone(x_hat)
+        assert torch.equal(difference(x, x_hat), relative_l1((f_x - mean) / std, (f_x_hat - mean) / std))
+
+
+def test_the_last_stage_may_have_several_layers() -> None:
+    config = DeepPerceptualAutoencoderConfig.model_validate(GROWN.model_dump() | {"backbone": {"layers": ("block2", "block4")}})
+    assert config.layers == {8: ("block2",), 16: ("block2",), 32: ("block2", "block4")}
+    network, images = built(config, epoch=7), images_of()
+    with torch.inference_mode():
+        scores = network.score(images)
+        torch.testing.assert_close(network.loss(images), scores.image.mean())
+    network.loss(images).backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in network.encoder.parameters())
+
+
+def test_layers_whose_places_do_not_fit_into_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    uneven = SimpleNamespace(channels=(3, 3), strides_px=(4, 6))
+    monkeypatch.setattr("methods.detectors.networks.perceptual.build_backbone", lambda _: uneven)
+    with pytest.raises(DetectorError, match="multiples of the finest one's, got 4, 6 px"):
+        PerceptualDifference(BackboneConfig(layers=("a", "b")), size_px=32)
+
+
 def test_the_denominator_has_no_gradient() -> None:
     f, g = (images_of() - 0.5).requires_grad_(), images_of(seed=1) - 0.5
     (slope,) = torch.autograd.grad(relative_l1(f, g).mean(), f)
@@ -96,11 +156,11 @@ def test_statistics_are_those_of_all_places_of_all_images() -> None:
     difference, images = PerceptualDifference(BackboneConfig(layers=("block2",)), size_px=32), images_of(10)
     difference.fit_statistics([images[:4], images[4:8], images[8:]])
     with torch.inference_mode():
-        places = difference.features(images).transpose(0, 1).flatten(1).double()
+        places = difference.features(images)[0].transpose(0, 1).flatten(1).double()
     torch.testing.assert_close(difference.mean, places.mean(1).float())
     torch.testing.assert_close(difference.std, places.std(1).float())
     with torch.inference_mode():
-        standard = difference._standardise(difference.features(images))
+        (standard,) = difference._standardise(difference.features(images))
     torch.testing.assert_close(standard.mean((0, 2, 3)), torch.zeros(24), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard.std((0, 2, 3)), torch.ones(24))
 
@@ -121,7 +181,7 @@ def test_a_channel_that_never_varies_is_not_scaled() -> None:
 def test_images_too_small_for_a_layer_are_enlarged_to_four_places_a_side(size_px: int, layer: str, enlargement: int, side: int) -> None:
     difference = PerceptualDifference(BackboneConfig(layers=(layer,)), size_px=size_px)
     assert difference.enlargement == enlargement
-    assert difference.features(images_of(1, size_px=size_px)).shape[-2:] == (side, side)
+    assert difference.features(images_of(1, size_px=size_px))[0].shape[-2:] == (side, side)
 
 
 def test_the_score_is_the_loss_of_an_image_and_the_map_says_where() -> None:
@@ -225,9 +285,9 @@ def test_stages_are_read_in_any_order_as_from_a_file_with_sorted_keys() -> None:
     layers = {"16": "block2", "32": "block2", "8": "block4"}
     config = GROWN.model_copy(update={"input_size_px": 64, "epochs": 60}).model_dump() | {"growing": GROWING | {"layers": layers}}
     assert list(DeepPerceptualAutoencoderConfig.model_validate(config).layers.items())[:3] == [
-        (8, "block4"),
-        (16, "block2"),
-        (32, "block2"),
+        (8, ("block4",)),
+        (16, ("block2",)),
+        (32, ("block2",)),
     ]
 
 
@@ -257,7 +317,7 @@ def test_statistics_are_taken_at_the_stages_own_size() -> None:
     assert not small.mean.any()
     assert not later.mean.any()
     with torch.inference_mode():
-        torch.testing.assert_close(present.mean, present.features(reduce(images, 16)).mean((0, 2, 3)))
+        torch.testing.assert_close(present.mean, present.features(reduce(images, 16))[0].mean((0, 2, 3)))
 
 
 def test_the_optimiser_moves_autoencoder_and_nothing_else() -> None:
@@ -322,7 +382,6 @@ def test_it_grows_in_the_training_room_and_finds_what_was_never_seen() -> None:
     [
         ({"input_size_px": 48}, "power of two"),
         ({"input_size_px": 8, "latent_side_px": 16}, "input of 8 px is smaller than the latent of 16 px"),
-        ({"backbone": {"layers": ("block2", "block4")}}, "expected one layer of the backbone"),
         ({"growing": GROWING | {"layers": {8: "block2", 32: "block2"}}}, "images of 32 px are too small for a growing stage of 32 px"),
         ({"growing": GROWING | {"layers": {8: "block2", 64: "block2"}}}, "images of 32 px are too small for a growing stage of 64 px"),
         ({"growing": GROWING | {"layers": {12: "block2", 16: "block2"}}}, r"double up to the input of 32 px, \[8, 16\], got \[12, 16\]"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from methods.detectors.interface import DetectorError, LearnsAgainstCritic, PreparesOnTraining
 from methods.detectors.networks.backbones import BackboneConfig
+from methods.detectors.networks.perceptual import PerceptualDifference
 from methods.detectors.piad import PIAD, Balance, PIADConfig, layer_weights, scale_gradient
 from methods.training.fit import fit
 
@@ -219,6 +220,24 @@ class _Mortal(PIAD):
         return super().critic_loss(images)
 
 
+def test_of_two_layers_the_score_is_the_mean_of_both_and_both_are_learnt_from() -> None:
+    layers, images, seen = ("block2", "block4"), images_of(size_px=32), images_of(8, seed=1, size_px=32)
+    network = PIAD(TINY.model_copy(update={"input_size_px": 32, "backbone": BackboneConfig(layers=layers)}))
+    network.prepare([seen])
+    with torch.inference_mode():
+        x_hat, scores = network._generate(network._encode(images)), network.score(images)
+        own = []
+        for layer in layers:
+            difference = PerceptualDifference(BackboneConfig(layers=(layer,)), size_px=32)
+            difference.fit_statistics([seen])
+            own.append(difference(images, x_hat).mean((1, 2)))
+    torch.testing.assert_close(scores.image, (own[0] + own[1]) / 2)
+    assert scores.pixel is not None
+    assert scores.pixel.shape == (4, 32, 32)
+    network.train().loss(images).backward()
+    assert all(parameter.grad is not None for parameter in layer_weights(network.encoder))
+
+
 def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_balance(tmp_path: Path) -> None:
     config, images = TINY.model_copy(update={"epochs": 4, "balance_every": 3}), images_of(8)
 
@@ -242,5 +261,3 @@ def test_bad_input_is_refused() -> None:
         built().score(images_of(size_px=32))
     with pytest.raises(ValidationError, match="power of two"):
         PIADConfig(input_size_px=48)
-    with pytest.raises(ValidationError, match="expected one layer"):
-        PIADConfig(backbone=BackboneConfig(layers=("block2", "block4")))

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from methods.detectors.autoencoder import Autoencoder, AutoencoderConfig
 from methods.detectors.interface import DetectorError, Scores
-from methods.training.fit import fit
+from methods.training.fit import _choose_device, fit
 from methods.training.outcome import FitReport, TrainingError
 from methods.training.selection import Validation, score_all
 
@@ -353,3 +353,54 @@ def test_a_critic_learns_from_every_batch_and_its_generator_from_every_third() -
     report = fit(rivals, _Images([0.5] * 12), validation=None, seed=0, threads=1)
     assert (int(rivals.critic), int(rivals.generator)) == (6, 2)
     assert report.curve[0]["loss"] == 7  # the generator's
+
+
+class _Keeper(nn.Module):
+    """Keeps the batches it is shown, and says to what it was moved."""
+
+    input_size_px = 2
+    batch_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Tensor] = []
+        self.said: list[str] = []
+
+    def to(self, device: torch.device) -> "_Keeper":  # type: ignore[override]
+        self.said.append(f"moved to {device}")
+        return self
+
+    def observe(self, images: Tensor) -> None:
+        self.said.append("observed")
+        self.batches.append(images)
+
+    def conclude(self, generator: torch.Generator) -> None:
+        self.said.append("concluded")
+
+    def score(self, images: Tensor) -> Scores:
+        raise NotImplementedError
+
+
+def test_a_memory_is_filled_on_the_device_that_is_chosen_and_then_brought_back__no_gpu_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the order is seen: the device is the one without values, which every machine has."""
+    monkeypatch.setattr("methods.training.fit._choose_device", lambda: torch.device("meta"))
+    keeper = _Keeper()
+    _fit(keeper, count=7)
+    assert keeper.said == ["moved to meta", *["observed"] * 3, "concluded", "moved to cpu"]
+    assert [batch.device.type for batch in keeper.batches] == ["meta"] * 3
+    assert [len(batch) for batch in keeper.batches] == [3, 3, 1]
+
+
+def test_without_a_gpu_a_memory_is_filled_on_the_cpu_and_flags_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    keeper, before = _Keeper(), torch.backends.cudnn.allow_tf32
+    _fit(keeper, count=4)
+    assert keeper.said == ["moved to cpu", "observed", "observed", "concluded", "moved to cpu"]
+    assert torch.equal(torch.cat(keeper.batches)[:, 0, 0, 0], torch.tensor([0, 0.25, 0.5, 0.75]))
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_with_a_gpu_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert _choose_device() == torch.device(expected)
