@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from methods.curation.split_config import SplitConfig
 from methods.detectors.autoencoder import AutoencoderConfig
+from methods.detectors.interface import DetectorError
+from methods.detectors.networks.backbones import check_backbones
 from methods.detectors.patchcore import PatchCoreConfig
 from methods.detectors.registry import DetectorConfig
 from storage import filesystems
@@ -72,13 +74,20 @@ def load_config(path: Path, *, change: Callable[[dict[str, Any]], dict[str, Any]
         change: of its values, before paths are resolved and all is validated.
 
     Raises:
-        ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value.
+        ConfigError: no file, no YAML, an unknown key (with the nearest known one), a wrong value, a layer that a backbone does not have
+            (with those that it has).
     """
 
     def prepare(values: dict[str, Any]) -> dict[str, Any]:
         return _beside(path.parent, change({key: value for key, value in values.items() if key != "retrain"}))
 
-    return read_yaml(path, RunConfig, prepare=prepare)
+    config = read_yaml(path, RunConfig, prepare=prepare)
+    for number, detector in enumerate(config.detectors):
+        try:
+            check_backbones(detector)
+        except DetectorError as error:
+            raise ConfigError(f"{path}: detectors.{number}.{error}") from None
+    return config
 
 
 def _beside(folder: Path, values: dict[str, Any]) -> dict[str, Any]:

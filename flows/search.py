@@ -14,6 +14,7 @@ from flows.curate import curate
 from flows.evaluate import measure_model
 from flows.score import score
 from flows.train import train
+from methods.detectors.interface import DetectorError
 from methods.training.space import SpaceError, configure
 from methods.training.suggestions import Suggestions, suggest
 from storage import filesystems
@@ -23,11 +24,13 @@ from tasks.progress import Bar, show_progress
 from tasks.references import ManifestReference, ModelReference
 from tasks.search import (
     Folds,
+    SearchError,
     SearchPlan,
     Trial,
     anomaly_types,
     check_detector,
     check_study,
+    check_trials,
     choose_trials,
     deal_folds,
     draw_few,
@@ -36,7 +39,8 @@ from tasks.search import (
 )
 from tasks.search_fold import FoldJob, Part
 from tasks.search_report import SearchReference, tabulate_search, write_search
-from tasks.search_trials import count_slots, score_fold, search_execution, trial_training
+from tasks.search_trials import count_slots, score_fold, search_execution, trial_training, winner_training
+from tasks.yaml_files import without_defaults
 
 
 class Selected(TypedDict):
@@ -69,7 +73,8 @@ def search(config: RunConfig, plan: SearchPlan) -> SearchReference:
             evaluations,
             stores,
             tested,
-            configuration=config.model_dump(mode="json"),
+            detector=config.detectors[0],
+            configuration=without_defaults(config.model_copy(update={"training": winner_training(config.training)})),
             notice=config.shown_notice,
             store=config.store,
         )
@@ -84,20 +89,21 @@ def select(config: RunConfig, plan: SearchPlan, development: Part) -> Selected:
 
     It is given no more than the development manifest, which has no row of the test split; the trainings are given its normal samples.
     """
-    check_detector(config.detectors[0])
     folds: Folds = deal_folds(development, folds=plan.folds, seed=plan.seed, store=config.store)
     kinds = anomaly_types(folds["anomalies"], by=plan.anomalies.by)
-    drawn = draw_few(kinds, plan.anomalies, folds=plan.folds).positions.tolist()
+    drawn = draw_few(kinds, plan.anomalies).positions.tolist()
     if plan.study is not None:
-        check_study(kinds, plan.study, folds=plan.folds)
+        check_study(kinds, plan.study)
     slots = count_slots(search_execution(config.execution))
     at_once = try_trials.with_options(task_runner=ThreadPoolTaskRunner(max_workers=slots))  # type: ignore[arg-type]
     trials = at_once(config, plan, folds, drawn, len(kinds))
+    check_trials(trials)
     values = measure_trials(trials, placements=place_anomalies(trials, anomalies=len(kinds)), drawn=drawn)
     chosen = sorted({trial for trial, _ in choose_trials(values).values()})
     trained = [trial["number"] for trial in trials if trial["failed"] is None] if plan.study is not None else chosen
     detectors = tuple(configure(config.detectors[0], trials[number]["values"]) for number in trained)
-    models = train(config.model_copy(update={"detectors": detectors}), _as_manifest(folds["normal"]))
+    whole = config.model_copy(update={"detectors": detectors, "training": winner_training(config.training)})
+    models = train(whole, _as_manifest(folds["normal"]))
     return Selected(folds=folds, trials=trials, chosen=chosen, models=dict(zip(map(str, trained), models, strict=True)))
 
 
@@ -107,7 +113,7 @@ def try_trials(config: RunConfig, plan: SearchPlan, folds: Folds, drawn: list[in
     suggestions, trials = suggest_trials(config, plan), list[Trial]()
     while asked := suggestions.ask():
         with show_progress(f"trials {len(trials)} to {len(trials) + len(asked) - 1}", len(asked) * plan.folds) as bar:
-            batch = _try_batch(config, plan, folds, asked, first=len(trials), bar=bar)
+            batch = _try_batch(config, plan, folds, asked, before=trials, bar=bar)
         placements = place_anomalies(batch, anomalies=anomalies)
         qualities = measure_trials(batch, placements=placements, drawn=drawn)["few anomalies"].tolist()
         suggestions.tell([None if trial["failed"] else quality for trial, quality in zip(batch, qualities, strict=True)])
@@ -124,27 +130,35 @@ def suggest_trials(config: RunConfig, plan: SearchPlan) -> Suggestions:
     return suggest(config.detectors[0], plan.space, method=plan.method, trials=plan.trials, batch=plan.batch, seed=plan.seed)
 
 
-def load_search(path: Path) -> tuple[RunConfig, SearchPlan]:
-    """Read a search's YAML file and the run's configuration that it names, and check the space.
+def load_search(path: Path, *, study: bool = False) -> tuple[RunConfig, SearchPlan]:
+    """Read a search's YAML file and the run's configuration that it names, and check all that can be known before curation.
+
+    Args:
+        path: of the search's file.
+        study: whether to study the number of anomalies, by defaults, where the file does not say how.
 
     Raises:
-        ConfigError: no file, no YAML, an unknown key, a wrong value, in either file; a space that is none of the run's detector.
+        ConfigError: no file, no YAML, an unknown key, a wrong value, in either file; a detector that learns from labels; a space that is
+            none of the run's detector, layers that a backbone does not have among its values.
     """
-    plan = read_yaml(path, SearchPlan)
+    plan = read_yaml(path, SearchPlan, prepare=lambda values: {**values, "study": values.get("study") or ({} if study else None)})
     config = load_config(path.parent / plan.run)
     if len(config.detectors) != 1:
         raise ConfigError(f"{path.parent / plan.run}: a search varies one detector, and `detectors` has {len(config.detectors)}")
     try:
+        check_detector(config.detectors[0])
         suggest_trials(config, plan)
-    except SpaceError as error:
+    except (SearchError, DetectorError, SpaceError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config, plan
 
 
-def _try_batch(config: RunConfig, plan: SearchPlan, folds: Folds, asked: list[dict[str, Any]], *, first: int, bar: Bar) -> list[Trial]:
+def _try_batch(
+    config: RunConfig, plan: SearchPlan, folds: Folds, asked: list[dict[str, Any]], *, before: list[Trial], bar: Bar
+) -> list[Trial]:
     execution = search_execution(config.execution)
     trials, waiting = [], []
-    for number, values in enumerate(asked, first):
+    for number, values in enumerate(asked, len(before)):
         trial = Trial(number=number, values=values, detector={}, folds=[], failed=None)
         try:
             detector = configure(config.detectors[0], values)
@@ -153,6 +167,12 @@ def _try_batch(config: RunConfig, plan: SearchPlan, folds: Folds, asked: list[di
             bar.advance(plan.folds)
         else:
             trial["detector"] = detector.model_dump(mode="json")
+            equal = next((one for one in before if one["failed"] is not None and one["detector"] == trial["detector"]), None)
+            if equal is not None:  # what failed in this search is not tried in it again
+                trial["failed"] = equal["failed"]
+                bar.advance(plan.folds)
+                trials.append(trial)
+                continue
             jobs = [
                 FoldJob(
                     fold=fold,

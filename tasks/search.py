@@ -1,5 +1,6 @@
 """A search's plan, what it is made on, and what became of its trials: no task in here sees a row of the test split."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -8,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from methods.curation.folds import fold_groups
-from methods.detectors.interface import LearnsByGradient, LearnsByMemory
-from methods.detectors.registry import NAMES, DetectorConfig, build_detector
+from methods.detectors.networks.weights import architecture_only
+from methods.detectors.registry import NAMES, DetectorConfig, build_detector, learns_from_labels
 from methods.evaluation.few_anomalies import Draw, TooFewAnomaliesError, choose, draw_of, draw_types, place
 from methods.training.space import Range
 from methods.training.suggestions import Method
@@ -78,6 +79,15 @@ class SearchPlan(BaseModel):
     folds: int = Field(default=3, ge=2, description="of the cross-validation over groups")
     anomalies: AnomaliesConfig = AnomaliesConfig()
     study: StudyConfig | None = Field(default=None, description="train every trial on the whole split and study the number of anomalies")
+
+    @model_validator(mode="after")
+    def _has_an_anomaly_for_each_fold(self) -> "SearchPlan":
+        fewer = "fewer anomalies than folds"
+        if self.anomalies.count < self.folds:
+            raise ValueError(f"{fewer}: {self.anomalies.count} for {self.folds} folds; raise anomalies.count or lower folds")
+        if self.study is not None and (least := min(self.study.counts)) < self.folds:
+            raise ValueError(f"{fewer}: study.counts begins at {least}, with {self.folds} folds; leave it out or lower folds")
+        return self
 
 
 class Folds(TypedDict):
@@ -153,14 +163,16 @@ def check_development(rows: pd.DataFrame) -> None:
 
 
 def check_detector(config: DetectorConfig) -> None:
-    """Refuse a detector that cannot learn from normal samples alone.
+    """Refuse a detector that cannot learn from normal samples alone, or cannot be built; no weights are read or downloaded.
 
     Raises:
-        SearchError: says so.
+        SearchError: it learns from labels.
         DetectorError: the configuration cannot be built.
     """
-    if not isinstance(build_detector(config), LearnsByGradient | LearnsByMemory):
+    if learns_from_labels(config):
         raise SearchError(f"{NAMES[config.kind]} learns from labels: few anomalies cannot be kept for its choice alone")
+    with architecture_only():
+        build_detector(config)
 
 
 def anomaly_types(anomalies: Part, *, by: TypeColumn) -> np.ndarray:
@@ -168,14 +180,12 @@ def anomaly_types(anomalies: Part, *, by: TypeColumn) -> np.ndarray:
     return read_manifest(anomalies["uri"], digest=anomalies["digest"])[by].fillna("none").to_numpy(str)
 
 
-def draw_few(kinds: np.ndarray, config: AnomaliesConfig, *, folds: int) -> Draw:
+def draw_few(kinds: np.ndarray, config: AnomaliesConfig) -> Draw:
     """The few anomalies of a search.
 
     Raises:
-        SearchError: fewer anomalies than folds or than asked for, or a type that there is not.
+        SearchError: fewer anomalies than asked for, or a type that there is not.
     """
-    if config.count < folds:
-        raise SearchError(f"fewer anomalies than folds: {config.count} for {folds} folds; raise anomalies.count or lower folds")
     rng = np.random.default_rng((config.seed, config.count))
     try:
         types = config.findings or draw_types(kinds, types=config.types, count=config.count, rng=rng)
@@ -184,20 +194,30 @@ def draw_few(kinds: np.ndarray, config: AnomaliesConfig, *, folds: int) -> Draw:
         raise SearchError(f"anomalies ({config.by}): {error}") from None
 
 
-def check_study(kinds: np.ndarray, study: StudyConfig, *, folds: int) -> None:
+def check_study(kinds: np.ndarray, study: StudyConfig) -> None:
     """Refuse a study that asks for more anomalies or types than there are, before anything is trained.
 
     Raises:
         SearchError: names what is too many.
     """
-    if min(study.counts) < folds:
-        raise SearchError(f"fewer anomalies than folds: study.counts begins at {min(study.counts)}, with {folds} folds")
     for types in study.types:
         for count in (count for count in study.counts if count >= types):
             try:
                 draw_types(kinds, types=types, count=count, rng=np.random.default_rng(0))
             except TooFewAnomaliesError as error:
                 raise SearchError(f"study: {error}") from None
+
+
+def describe_failed(trials: Sequence[Mapping[str, Any]]) -> str | None:
+    """How many of the trials failed, which, and why, each reason once; None where none did."""
+    reasons: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial["failed"] is not None:
+            reasons.setdefault(trial["failed"], []).append(str(trial["number"]))
+    if not reasons:
+        return None
+    said = "; ".join(f"{'trial' if len(which) == 1 else 'trials'} {', '.join(which)}: {reason}" for reason, which in reasons.items())
+    return f"{sum(map(len, reasons.values()))} of {len(trials)} {'trial' if len(trials) == 1 else 'trials'} failed: {said}"
 
 
 def place_anomalies(trials: list[Trial], *, anomalies: int) -> np.ndarray:
@@ -230,6 +250,16 @@ def read_scores(fold: FoldScores) -> dict[str, Any]:
     """Scores of a trial on a fold: normal (n,), pseudo (n,) and anomalies (m,) as arrays, and loss, loss_is, best_epoch."""
     content = filesystems.read_json(fold["uri"])
     return content | {name: np.array(content[name]) for name in ("normal", "pseudo", "anomalies")}
+
+
+def check_trials(trials: list[Trial]) -> None:
+    """Refuse trials of which none succeeded.
+
+    Raises:
+        SearchError: says why.
+    """
+    if all(trial["failed"] is not None for trial in trials):
+        raise SearchError(f"there is nothing to choose from: {describe_failed(trials)}")
 
 
 def choose_trials(values: dict[Criterion, np.ndarray]) -> dict[Criterion, tuple[int, int]]:

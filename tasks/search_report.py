@@ -3,25 +3,37 @@
 Only here, and in the scoring before it, is the test split read.
 """
 
-import hashlib
 import platform
+import shlex
+import textwrap
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import yaml
 from typing_extensions import TypedDict
 
-from methods.detectors.registry import NAMES
+from methods.detectors.registry import NAMES, DetectorConfig
 from methods.evaluation.few_anomalies import StudyPoint, describe_types, study_draws
 from methods.evaluation.histograms import count_scores
 from methods.evaluation.metrics import roc_auc
+from methods.training.space import Range, configure
 from storage import filesystems
 from storage.manifest import read_manifest
 from storage.reports.figures import StudyLine
-from storage.reports.search_page import ChoiceRow, SearchReport, Study, TrialRow, render_search, search_as_csv, search_as_json
+from storage.reports.search_page import (
+    ChoiceRow,
+    SearchReport,
+    Study,
+    TrialRow,
+    describe_value,
+    render_search,
+    search_as_csv,
+    search_as_json,
+    study_as_csv,
+)
 from storage.scores import SCORED, open_store
-from tasks.caching import cached_task, code_fingerprint
+from tasks.caching import cached_task, code_fingerprint, digest_of
 from tasks.references import EvaluationReference, ManifestReference, StoreReference
 from tasks.search import (
     CRITERIA,
@@ -31,10 +43,12 @@ from tasks.search import (
     Trial,
     anomaly_types,
     choose_trials,
+    describe_failed,
     draw_few,
     measure_trials,
     place_anomalies,
 )
+from tasks.yaml_files import without_defaults
 
 _METRICS = ("AUROC", "average precision")
 
@@ -46,6 +60,7 @@ class SearchReference(TypedDict):
     json_uri: str
     csv_uri: str
     best_uri: str
+    study_uri: NotRequired[str]
 
 
 @cached_task(
@@ -62,6 +77,7 @@ def write_search(
     stores: dict[str, StoreReference],
     tested: ManifestReference,
     *,
+    detector: DetectorConfig,
     configuration: dict[str, Any],
     notice: str | None,
     store: str,
@@ -76,28 +92,29 @@ def write_search(
         evaluations: of the chosen trials on the test split, by number.
         stores: scores of the test split, by number of the trial; of all that succeeded where there is a study.
         tested: the test split.
-        configuration: of the run; the winner's takes the place of its detector.
+        detector: of the run, before the space.
+        configuration: of the run, as in a file; the winner's takes the place of its detector.
         notice: what a reader must know of the data.
         store: where the files go.
     """
     kinds = anomaly_types(folds["anomalies"], by=plan.anomalies.by)
-    drawn = draw_few(kinds, plan.anomalies, folds=plan.folds)
+    drawn = draw_few(kinds, plan.anomalies)
     placements = place_anomalies(trials, anomalies=len(kinds))
     values = measure_trials(trials, placements=placements, drawn=drawn.positions.tolist())
     chosen = choose_trials(values)
-    (base,) = configuration["detectors"]
     aurocs = {int(number): _test_auroc(found, tested) for number, found in stores.items()}
     report = SearchReport(
         title=f"{name}: search",
-        lead=_lead(plan, len(trials), base["kind"], folds, kinds[drawn.positions]),
+        lead=_lead(plan, len(trials), detector.kind, folds, kinds[drawn.positions]),
+        anomalies=describe_types(kinds[drawn.positions]),
         notice=notice,
         choices=[_choice(criterion, values, chosen, evaluations) for criterion in CRITERIA],
         trials=[_row(trial, values, chosen, aurocs) for trial in trials],
         study=_study(plan, placements, kinds, aurocs) if plan.study is not None else None,
-        run=_describe(plan, base, folds, kinds, tested),
+        run=_describe(plan, detector, folds, kinds, tested),
     )
-    best = configuration | {"detectors": [trials[chosen["few anomalies"][0]]["detector"]]}
-    return _write(report, name, best, store)
+    winner = configure(detector, trials[chosen["few anomalies"][0]]["values"])
+    return _write(report, name, configuration | {"detectors": [without_defaults(winner)]}, store)
 
 
 def tabulate_search(reference: SearchReference) -> list[dict[str, Any]]:
@@ -109,16 +126,28 @@ def tabulate_search(reference: SearchReference) -> list[dict[str, Any]]:
     ]
 
 
-def describe_choices(reference: SearchReference) -> list[str]:
-    """What each criterion chose and its test AUROC, a line each."""
+def describe_search(reference: SearchReference) -> list[str]:
+    """For the terminal: the drawn anomalies, what each criterion chose, its ties and test AUROC, what failed, and how to run the winner."""
     content = filesystems.read_json(reference["json_uri"])
-    lines = []
+    lines = [f"{'anomalies':<17} {content['anomalies']}"]
     for row in content["choices"]:
         value, low, high = row["test"]["AUROC"]
-        values = ", ".join(f"{name} = {value}" for name, value in content["trials"][row["trial"]]["values"].items())
+        tie = f" (tied with {row['as_good'] - 1} more)" if row["as_good"] > 1 else ""
         interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-        lines.append(f"{row['criterion']:<17} trial {row['trial']}: {values}; test AUROC {value:.3f}{interval}")
-    return lines
+        settings = _describe_settings(content["trials"][row["trial"]]["values"])
+        lines.append(f"{row['criterion']:<17} trial {row['trial']}{tie}: {settings}; test AUROC {value:.3f}{interval}")
+    lines += [failed] if (failed := describe_failed(content["trials"])) else []
+    return [*lines, f"winner:     {_run_line(reference['best_uri'])}"]
+
+
+def _describe_settings(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('detector.')} {describe_value(value)}" for name, value in values.items())
+
+
+def _run_line(best_uri: str) -> str:
+    """The command that runs a winner's file; one in an object store must be fetched first."""
+    local = filesystems.local_path(best_uri)
+    return f"normascope run {shlex.quote(str(local))}" if local is not None else "normascope run best.yaml"
 
 
 def _test_auroc(store: StoreReference, tested: ManifestReference) -> float:
@@ -161,7 +190,7 @@ def _study(plan: SearchPlan, placements: np.ndarray, kinds: np.ndarray, aurocs: 
     )
     return Study(
         draws=plan.study.draws,
-        lines=[_line(types, [point for point in points if point.types == types]) for types in plan.study.types],
+        lines=[line for types in plan.study.types if (line := _line(types, [point for point in points if point.types == types])).counts],
         chosen=[vars(point) | {"mean": point.mean, "deviation": point.deviation} for point in points],
         best=float(np.nanmax(tested)),
         worst=float(np.nanmin(tested)),
@@ -171,7 +200,7 @@ def _study(plan: SearchPlan, placements: np.ndarray, kinds: np.ndarray, aurocs: 
 def _line(types: int, points: list[StudyPoint]) -> StudyLine:
     label = f"{types} {'type' if types == 1 else 'types'} of anomaly"
     points = sorted(points, key=lambda point: point.count)
-    return StudyLine(label, [p.count for p in points], [p.mean for p in points], [p.deviation for p in points])
+    return StudyLine(label, [point.count for point in points], [point.values for point in points])
 
 
 def _lead(plan: SearchPlan, trials: int, kind: str, folds: Folds, drawn: np.ndarray) -> str:
@@ -182,17 +211,19 @@ def _lead(plan: SearchPlan, trials: int, kind: str, folds: Folds, drawn: np.ndar
     )
 
 
-def _describe(plan: SearchPlan, base: dict[str, Any], folds: Folds, kinds: np.ndarray, tested: ManifestReference) -> dict[str, str]:
-    settings = plan.model_dump(
-        mode="json", exclude={"run", "space", "anomalies", "study"} | (set() if plan.method != "grid" else {"trials", "batch"})
-    )
+def _describe(plan: SearchPlan, base: DetectorConfig, folds: Folds, kinds: np.ndarray, tested: ManifestReference) -> dict[str, str]:
+    drawn, study = plan.anomalies, plan.study
+    of = describe_value(drawn.findings) if drawn.findings is not None else f"{drawn.types} drawn"
+    studied = "none" if study is None else f"{describe_value(study.counts)} anomalies of {describe_value(study.types)} types, "
     return {
-        **{f"space: {name}": str(values) for name, values in plan.model_dump(mode="json")["space"].items()},
-        **{name: str(value) for name, value in settings.items()},
-        "anomalies": str(plan.anomalies.model_dump(mode="json")),
+        **{f"space: {name}": _describe_choices(values) for name, values in plan.space.items()},
+        "method": plan.method + ("" if plan.method == "grid" else f", {plan.trials} trials, suggested {plan.batch} at a time"),
+        "seed": str(plan.seed),
+        "folds": str(plan.folds),
+        "anomalies": f"{drawn.count}; {drawn.by}: {of}; seed {drawn.seed}",
         "anomalies in validation": describe_types(kinds),
-        "study": str(None if plan.study is None else plan.study.model_dump(mode="json")),
-        "detector, before the space": str(base),
+        "study": studied + ("" if study is None else f"{study.draws} draws of each, seed {study.seed}"),
+        "detector, where it differs from its defaults, before the space": describe_value(without_defaults(base)),
         **{f"digest of fold {number}": part["digest"] for number, part in enumerate(folds["folds"])},
         "digest of the normal samples": folds["normal"]["digest"],
         "digest of the test split": tested["digest"],
@@ -202,19 +233,43 @@ def _describe(plan: SearchPlan, base: dict[str, Any], folds: Folds, kinds: np.nd
     }
 
 
+def _describe_choices(values: Range | tuple[Any, ...]) -> str:
+    if not isinstance(values, Range):
+        return ", ".join(f"({said})" if "," in (said := describe_value(value)) else said for value in values)
+    step = "" if values.step is None else f", in steps of {describe_value(values.step)}"
+    return f"{describe_value(values.low)} to {describe_value(values.high)}{', logarithmic' if values.log else ''}{step}"
+
+
 def _write(report: SearchReport, name: str, best: dict[str, Any], store: str) -> SearchReference:
-    contents = {
-        "search.html": render_search(report),
-        "search.json": search_as_json(report),
-        "search.csv": search_as_csv(report),
-        "best.yaml": yaml.safe_dump(best, sort_keys=False, allow_unicode=True),
-    }
-    folder = filesystems.join(
-        store, "searches", f"{name}-{hashlib.sha256(contents['search.html'].encode()).hexdigest()[:12]}".replace(" ", "-")
-    )
+    numbers = search_as_json(report)
+    digest = digest_of(numbers, report.notice, best)[:12]
+    folder = filesystems.join(store, "searches", f"{name}-{digest}".replace(" ", "-"))
+    command = _run_line(filesystems.join(folder, "best.yaml"))
+    contents = {"best.yaml": _head(report, command) + yaml.safe_dump(best, sort_keys=False, allow_unicode=True)}
+    contents |= {"search.json": numbers, "search.csv": search_as_csv(report)}
+    if report.study is not None:
+        contents["study.csv"] = study_as_csv(report.study)
+    contents["search.html"] = render_search(report, command=command, files=list(contents))
     uris = {file: filesystems.join(folder, file) for file in contents}
     for file, text in contents.items():
         filesystems.write_bytes(uris[file], text.encode())
-    return SearchReference(
+    reference = SearchReference(
         html_uri=uris["search.html"], json_uri=uris["search.json"], csv_uri=uris["search.csv"], best_uri=uris["best.yaml"]
     )
+    if report.study is not None:
+        reference["study_uri"] = uris["study.csv"]
+    return reference
+
+
+def _head(report: SearchReport, command: str) -> str:
+    """The comment that a winner's file begins with."""
+    row = next(choice for choice in report.choices if choice.criterion == "few anomalies")
+    tie = f", tied with {row.as_good - 1} more" if row.as_good > 1 else ""
+    settings = _describe_settings(report.trials[row.trial].values)
+    said = [
+        f"{report.title}. {report.lead}",
+        f"Chosen by {row.criterion} ({row.rule}): trial {row.trial}, {settings}; value {row.value:.4g}{tie}.",
+        "The epoch is chosen by the loss on normal images, as it was there. Keys that are not here have their defaults.",
+    ]
+    lines = [line for text in said for line in textwrap.wrap(" ".join(text.split()), 118)]
+    return "".join(f"# {line}\n" for line in [*lines, command])

@@ -15,11 +15,11 @@ preload("methods.training.fit")  # and with it Lightning, half of what a worker 
 @cached_task(
     name="trial",
     run_name="trial {trial}, fold {number}",
-    outputs_exist=lambda scores: scores["failed"] is not None or filesystems.exists(scores["uri"]),
+    outputs_exist=lambda scores: scores["failed"] is None and filesystems.exists(scores["uri"]),  # why it failed may have been mended
     ignore=("trial", "number", "execution"),
 )
 def score_fold(job: FoldJob, *, trial: int, number: int, execution: ExecutionConfig) -> FoldScores:
-    """Train and score on a worker. A training that cannot go on is the trial's failure, not the search's."""
+    """Train and score on a worker. A training that cannot go on is the trial's failure, not the search's; the next search tries again."""
     with hold_gpu_slot(execution):
         return executor_for(execution).run(fit_and_score, job)
 
@@ -38,5 +38,10 @@ def count_slots(execution: ExecutionConfig) -> int:
 
 
 def trial_training(training: TrainingConfig, execution: ExecutionConfig) -> TrainingConfig:
-    """As configured, but in one process of as many threads as a worker computes with; the epoch is chosen without anomalies."""
-    return training.model_copy(update={"threads": execution.threads, "processes": 1, "selection": "loss"})
+    """As the winner's, but in one process of as many threads as a worker computes with."""
+    return winner_training(training).model_copy(update={"threads": execution.threads, "processes": 1})
+
+
+def winner_training(training: TrainingConfig) -> TrainingConfig:
+    """As configured, but the epoch is chosen without anomalies: what is compared, trained whole and written into the winner's file."""
+    return training.model_copy(update={"selection": "loss"})

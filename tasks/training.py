@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from methods.detectors.interface import Detector, LearnsByMemory, SelectionRule
+from methods.detectors.interface import Detector, LearnsByMemory, LearnsFromLabels, SelectionRule
 from methods.detectors.registry import DetectorConfig, build_detector, learns_from_labels
 from methods.training.labels import check_classes
 from methods.training.outcome import FitReport
@@ -128,6 +128,8 @@ def fit_rows(
 
 
 def _validation(model: Detector, rows: pd.DataFrame, training: TrainingConfig) -> Validation | None:
+    if training.selection == "loss" and not isinstance(model, LearnsFromLabels):
+        rows = rows[rows["label"] == 0]  # all that is measured: which of them are drawn must not depend on the anomalies beside them
     compared = _cap_per_class(rows, training)
     images = SampleDataset(compared, size_px=model.input_size_px)
     return Validation(images, compared["label"].to_numpy(int)) if len(compared) else None

@@ -33,11 +33,15 @@ def check_classes(labels: np.ndarray) -> None:
     """
     if unknown := sorted(set(np.unique(labels).tolist()) - {0, 1}):
         raise TrainingError(f"training labels must be 0 (normal) or 1 (abnormal), got {unknown}")
-    counts = [int((labels == label).sum()) for label in (0, 1)]
-    if min(counts) < _FEWEST_OF_A_CLASS:
+    counts = {name: int((labels == label).sum()) for label, name in enumerate(("normal", "abnormal"))}
+    if few := [name for name, count in counts.items() if count < _FEWEST_OF_A_CLASS]:
+        there = " and ".join(f"{count} {name} {'sample' if count == 1 else 'samples'}" for name, count in counts.items())
+        # a single abnormal one says that the split already trains on both
+        more = f"give more {' and '.join(few)} samples"
+        mend = more if counts["abnormal"] else "set `split.train_on: both`, with abnormal samples to deal"
         raise TrainingError(
-            f"the training split has {counts[0]} normal and {counts[1]} abnormal samples; a detector that learns from labels needs at "
-            f"least {_FEWEST_OF_A_CLASS} of each: curate with `train_on: both`, or choose one that learns from normal samples alone"
+            f"the training split has {there}; a detector that learns from labels needs at least {_FEWEST_OF_A_CLASS} of each: {mend}, or "
+            "choose one that learns from normal samples alone"
         )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from methods.detectors.interface import DetectorError
+from methods.detectors.networks.backbones import check_backbones
 from methods.detectors.registry import DetectorConfig
 
 _CONFIG: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
@@ -72,29 +74,48 @@ def configure(base: Any, values: Values) -> Any:
     """The detector's configuration with these values, by dotted name.
 
     Raises:
-        SpaceError: a name that it does not have, with the nearest that it has; values that it refuses.
+        SpaceError: a name that it does not have, with the nearest that it has; values that it refuses; layers that its backbone does not
+            have, with those that it has.
     """
+    config = _validate(base, values)
+    try:
+        check_backbones(config)
+    except DetectorError as error:
+        raise _refused(base, values, str(error)) from None
+    return config
+
+
+def _validate(base: Any, values: Values) -> Any:
     config = base.model_dump()
     for name, value in values.items():
         _part_of(config, name, base.kind)[name.split(".")[-1]] = value
     try:
         return _CONFIG.validate_python(config)
     except ValidationError as error:
-        given = ", ".join(f"{name} = {value!r}" for name, value in values.items())
         found = error.errors()[0]
         where = ".".join(str(part) for part in found["loc"][1:])  # the first part is the kind
-        raise SpaceError(f"space: {base.kind} refuses {given}: {where}{': ' if where else ''}{found['msg']}") from None
+        reason = str(found.get("ctx", {}).get("error", found["msg"]))  # a validator's own words, or pydantic's
+        raise _refused(base, values, f"{where}{': ' if where else ''}{reason}") from None
+
+
+def _refused(base: Any, values: Values, reason: str) -> SpaceError:
+    given = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+    return SpaceError(f"space: {base.kind} refuses {given}: {reason}")
 
 
 def check_alone(base: Any, space: Space) -> None:
     """Refuse choices and ends of ranges that the detector does not take beside the base's other values.
 
+    Layers of a backbone of which something else varies too are looked at when a trial is made of both.
+
     Raises:
         SpaceError: names the key and the value.
     """
-    for name, values in space.items():
+    parts = [_strip(name).rpartition(".")[0] for name in space]
+    for (name, values), part in zip(space.items(), parts, strict=True):
+        make = _validate if part and parts.count(part) > 1 else configure
         for value in values if isinstance(values, tuple) else (values.low, values.high):
-            configure(base, {name: value})
+            make(base, {name: value})
 
 
 def expand_grid(base: Any, space: Space) -> list[dict[str, Any]]:

@@ -278,18 +278,18 @@ class StudyLine:
     Attributes:
         label: of the line.
         counts: numbers of anomalies, ascending.
-        means: over the draws.
-        deviations: standard deviations over the draws; None for a single draw.
+        values: of every draw, one tuple a count.
     """
 
     label: str
     counts: list[int]
-    means: list[float]
-    deviations: list[float | None]
+    values: list[tuple[float, ...]]
 
 
 def draw_study(lines: list[StudyLine], *, references: dict[str, float], prefix: str) -> str:
-    """Test AUROC of what few anomalies chose, mean ± standard deviation over draws, as inline SVG.
+    """Test AUROC of what few anomalies chose, a dot for each draw and a line through the means, as inline SVG.
+
+    The scale is that of the draws and the best reference; one far below is named, with its value, under the plot.
 
     Args:
         lines: one for each number of types.
@@ -301,35 +301,58 @@ def draw_study(lines: list[StudyLine], *, references: dict[str, float], prefix: 
         axes = figure.subplots()
         counts = sorted({count for line in lines for count in line.counts})
         for place, line in enumerate(lines):
-            colour, style, _ = style_of(place)
-            at = [counts.index(count) + 0.06 * (place - (len(lines) - 1) / 2) for count in line.counts]  # side by side, not over each other
-            axes.errorbar(
-                at, line.means, yerr=[one or 0 for one in line.deviations], color=colour, ls=style, lw=1.4, marker="o", ms=4, capsize=3,
-                label=line.label,
-            )  # fmt: skip
-        axes.set(xlabel="Anomalies that the choice was made by", ylabel="AUROC on the test split", xlim=(-0.4, len(counts) - 0.6 + 1.1))
+            at = [counts.index(count) + 0.14 * (place - (len(lines) - 1) / 2) for count in line.counts]  # side by side, not over each other
+            _draw_draws(axes, at, line, place)
+        axes.set(xlabel="Anomalies that the choice was made by", ylabel="AUROC on the test split", xlim=(-0.5, len(counts) - 0.5))
         axes.set_xticks(range(len(counts)), [str(count) for count in counts])
-        _write_levels(axes, references, right=len(counts) - 0.55)
+        draws = [value for line in lines for values in line.values for value in values]
+        axes.set_ylim(_choose_scale(min(draws), max([*draws, *references.values()]), list(references.values())))
+        _write_levels(axes, references)
         axes.grid(axis="y", color="#e4e4e4", lw=0.6)
         axes.set_axisbelow(True)
         figure.legend(loc="outside upper left", ncols=4, handlelength=2.8)
         return as_svg(figure, prefix)
 
 
-def _write_levels(axes: Axes, references: dict[str, float], *, right: float) -> None:
-    """Level lines with their names at the right, equal ones under one name, near ones moved apart."""
+def _draw_draws(axes: Axes, at: list[float], line: StudyLine, place: int) -> None:
+    """A line through the means, and dots whose area is the number of draws that came to the same."""
+    colour, style, _ = style_of(place)
+    axes.plot(at, [float(np.mean(values)) for values in line.values], color=colour, ls=style, lw=1.4, label=line.label)
+    for x, values in zip(at, line.values, strict=True):
+        found, times = np.unique(np.round(values, 6), return_counts=True)
+        axes.scatter(np.full(len(found), x), found, s=12 * times, color=colour, alpha=0.45, linewidths=0, zorder=3, clip_on=False)
+
+
+def _choose_scale(lowest: float, highest: float, references: list[float]) -> tuple[float, float]:
+    """From the lowest draw, or a reference that is no further below it than the draws reach, to the highest value; with a margin."""
+    reach = max(highest - lowest, 0.02)
+    lowest = min([lowest, *(value for value in references if value >= lowest - reach)])
+    margin = 0.06 * max(highest - lowest, 0.02)
+    return lowest - margin, highest + margin
+
+
+def _write_levels(axes: Axes, references: dict[str, float]) -> None:
+    """Level lines that end where the plot does, and their names and values beside it; equal ones under one name, near ones moved apart."""
     names: dict[float, list[str]] = {}
     for name, value in references.items():
         names.setdefault(round(value, 4), []).append(name)
-    for value in names:
-        axes.axhline(value, color="#999999", lw=0.8, ls=(0, (2, 2)), zorder=0)
     low, high = axes.get_ylim()
-    high = min(high, 1 + 0.03 * (1 - low))  # no AUROC is above 1
-    axes.set_ylim(low, high)
-    gap, last = 0.055 * (high - low), -math.inf
-    for value, together in sorted(names.items()):
-        last = max(value, last + gap)
-        axes.annotate(", ".join(together), (right, last), va="center", fontsize=8, color="#333333")
+    shown = sorted(value for value in names if value >= low)
+    gap, heights = 0.055 * (high - low), list[float]()
+    for value in shown:
+        heights.append(max(value, heights[-1] + gap if heights else -math.inf))
+    for place in range(len(shown) - 1, -1, -1):  # what was moved beyond the top comes back down
+        heights[place] = min(heights[place], high - gap * (len(shown) - 1 - place))
+    beside = axes.get_yaxis_transform()
+    for value, height in zip(shown, heights, strict=True):
+        axes.axhline(value, color="#999999", lw=0.8, ls=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            f"{', '.join(names[value])} {value:.3f}", (1, value), (1.035, height), va="center", fontsize=8, color="#333333",
+            xycoords=beside, textcoords=beside, arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.6, "shrinkA": 2, "shrinkB": 0},
+        )  # fmt: skip
+    if below := [f"{', '.join(names[value])} {value:.3f}" for value in sorted(names, reverse=True) if value < low]:
+        text = f"below the scale: {'; '.join(below)}"
+        axes.annotate(text, (1, 0), (0, -54), xycoords="axes fraction", textcoords="offset points", ha="right", fontsize=8, color="#333333")
 
 
 def draw_criteria(panels: dict[str, tuple[np.ndarray, int]], tested: np.ndarray, *, prefix: str) -> str:

@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from storage.reports import figures
 
@@ -57,7 +59,7 @@ class Study:
 
     Attributes:
         draws: of each point.
-        chosen: one entry a point: types, count, chosen (trials), values (their test AUROC).
+        chosen: one entry a point: types, count, chosen (trials), values (their test AUROC), mean, deviation.
         best, worst: of all trials' test AUROC.
     """
 
@@ -70,10 +72,15 @@ class Study:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """All that the report of a search shows."""
+    """All that the report of a search shows.
+
+    Attributes:
+        anomalies: the drawn ones, how many of which type, in words.
+    """
 
     title: str
     lead: str
+    anomalies: str
     notice: str | None
     choices: list[ChoiceRow]
     trials: list[TrialRow]
@@ -81,18 +88,27 @@ class SearchReport:
     run: dict[str, str] = field(default_factory=dict)
 
 
-def render_search(report: SearchReport) -> str:
-    """The report as one HTML page with its style and figures inside; the same report gives the same text."""
+def render_search(report: SearchReport, *, command: str, files: Sequence[str]) -> str:
+    """The report as one HTML page with its style and figures inside; the same report gives the same text.
+
+    Args:
+        report: what it shows.
+        command: that runs the winner.
+        files: beside the page, the winner's configuration first.
+    """
     room = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(room), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["sig"] = lambda value: f"{value:.4g}"
+    environment.filters |= {"sig": lambda value: f"{value:.4g}", "words": describe_value, "label": _break_name}
     return environment.get_template("search.html.j2").render(
         report=report,
         css=Markup((room / "report.css").read_text("utf-8")),
         data=Markup(search_as_json(report).replace("<", "\\u003c")),  # a name must not close the script element
+        command=command,
+        files=files,
         study=_draw_study(report),
+        tabulated=_tabulate_study(report.study),
         against_test=_draw_criteria(report),
     )
 
@@ -103,6 +119,7 @@ def search_as_json(report: SearchReport) -> str:
     numbers = {
         "title": report.title,
         "lead": report.lead,
+        "anomalies": report.anomalies,
         "choices": [vars(row) for row in report.choices],
         "trials": [vars(row) for row in report.trials],
         "study": None if study is None else vars(study) | {"lines": [vars(line) for line in study.lines]},
@@ -121,6 +138,51 @@ def search_as_csv(report: SearchReport) -> str:
         found = [row.criteria.get(criterion) for criterion in criteria]
         table.writerow([row.number, *row.values.values(), *found, row.test_auroc, ", ".join(row.chosen_by), row.failed])
     return text.getvalue()
+
+
+def study_as_csv(study: Study) -> str:
+    """One row a number of types and of anomalies: over the draws mean, sd, lowest, highest; best and worst possible; each draw's trial."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["types", "anomalies", "draws", "mean", "sd", "lowest", "highest", "best", "worst", "trials"])
+    for point in study.chosen:
+        spread = [point["mean"], point["deviation"], min(point["values"]), max(point["values"])]
+        trials = " ".join(str(trial) for trial in point["chosen"])
+        table.writerow([point["types"], point["count"], study.draws, *spread, study.best, study.worst, trials])
+    return text.getvalue()
+
+
+def describe_value(value: Any) -> str:
+    """A setting in words: numbers to four digits, lists and parts without their brackets where one can do without."""
+    return _describe(value, inside=False)
+
+
+def _describe(value: Any, *, inside: bool) -> str:
+    if value is None or value in ([], (), {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        parts = [f"{name} {_describe(one, inside=True)}" for name, one in value.items() if one is not None]
+    elif isinstance(value, list | tuple):
+        parts = [_describe(one, inside=True) for one in value]
+    else:
+        return f"{value[:8]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)  # a digest
+    return f"({', '.join(parts)})" if inside and len(parts) > 1 else ", ".join(parts)
+
+
+def _break_name(name: str) -> Markup:
+    """A hyperparameter's dotted name, which may be broken behind its dots and underscores."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name.removeprefix("detector.")))))
+
+
+def _tabulate_study(study: Study | None) -> dict[str, Any]:
+    """Columns by number of types, rows by number of anomalies."""
+    points = {(point["types"], point["count"]): point for point in (study.chosen if study is not None else ())}
+    types, counts = (list(dict.fromkeys(key[place] for key in points)) for place in (0, 1))
+    return {"types": types, "rows": [(count, [points.get((one, count)) for one in types]) for count in sorted(counts)]}
 
 
 def _draw_study(report: SearchReport) -> Markup | None:

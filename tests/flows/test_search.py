@@ -1,20 +1,25 @@
 """Two widths of a tiny autoencoder on pictures: the report, what is cached, that the test split is not read, what is refused."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from flows.config import ConfigError, load_config
 from flows.curate import curate
 from flows.search import Selected, load_search, search, select
+from flows.train import train
+from methods.detectors.networks import efficientnet_lite
 from storage.manifest import read_manifest
 from tasks.caching import steps
-from tasks.search import SearchError
+from tasks.search import SearchError, StudyConfig
 from tasks.search_fold import Part
+from tasks.search_report import describe_search
 from tests.phantoms import write_pictures
 
 CONFIGS = sorted((Path(__file__).parents[2] / "deploy" / "configs" / "search").glob("*.yaml"))
@@ -78,6 +83,11 @@ def test_a_search_ends_in_a_report_and_a_longer_one_does_only_what_is_new(tmp_pa
     tested = [row["test_auroc"] for row in trials.values()]
     assert (result["study"]["best"], result["study"]["worst"]) == (max(tested), min(tested))
     assert [(point["types"], point["count"]) for point in result["study"]["chosen"]] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    told = describe_search(reference)
+    assert told[0].split() == ["anomalies", "3", "of", "'square'"]
+    assert told[-1] == f"winner:     normascope run {reference['best_uri']}"
+    assert len(told) == 5
+    assert not any("failed" in line for line in told)
     html = Path(reference["html_uri"]).read_text()
     assert 'id="study"' in html
     assert html.count("<svg") == 2
@@ -160,6 +170,9 @@ def test_optuna_asks_for_the_same_trials_again_and_finds_them_done(tmp_path: Pat
         ({"fold": 2}, "fold: unknown key; did you mean folds"),
         ({"anomalies": {"findings": ["a"], "types": 3}}, "not both"),
         ({"run": "absent.yaml"}, "absent.yaml"),
+        ({"folds": 4}, r"\(file\): fewer anomalies than folds: 3 for 4 folds; raise anomalies.count or lower folds$"),
+        ({"folds": 3, "study": {"counts": [2, 4]}}, "fewer anomalies than folds: study.counts begins at 2, with 3 folds"),
+        ({"anomalies": {"findings": [8]}}, r"yaml:\n  anomalies.findings.0: expected text, got 8; in quotes it is text: \"8\"$"),
     ],
 )
 def test_what_is_no_search_is_refused_by_its_key(tmp_path: Path, plan: dict[str, Any], said: str) -> None:
@@ -172,11 +185,99 @@ def test_a_search_varies_one_detector(tmp_path: Path) -> None:
         load_search(write(tmp_path, run={"detectors": RUN["detectors"] * 2}))  # type: ignore[operator]
 
 
+def test_a_study_that_the_command_asks_for_is_checked_as_one_of_the_file(tmp_path: Path) -> None:
+    assert load_search(write(tmp_path), study=True)[1].study == StudyConfig()
+    assert load_search(write(tmp_path, plan={"study": {"draws": 2}}), study=True)[1].study == StudyConfig(draws=2)
+    assert load_search(write(tmp_path))[1].study is None
+    with pytest.raises(ConfigError, match=r"study\.counts begins at 5, with 6 folds"):
+        load_search(write(tmp_path, plan={"folds": 6, "anomalies": {"count": 6}}), study=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "space", "method", "said"),
+    [
+        ("padim", {"backbone.layers": [["block4"], ["blockX"]]}, "grid", "has no layer blockX; it has block2, block4"),
+        ("padim", {"backbone.layers": [["block4"], ["blockX"]]}, "tpe", "has no layer blockX; it has block2, block4"),
+        ("simclr", {"learning_rate": [0.1]}, "grid", "learns from labels"),
+    ],
+)
+def test_what_no_data_could_mend_is_refused_as_the_files_are_read(
+    tmp_path: Path, kind: str, space: dict[str, Any], method: str, said: str
+) -> None:
+    path = write(tmp_path, plan={"space": space, "method": method}, run={"detectors": [{"kind": kind}]})
+    with pytest.raises(ConfigError, match=said):
+        load_search(path)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_weight_file_that_arrives_later_is_found_by_the_same_command(tmp_path: Path) -> None:
+    torch.save(efficientnet_lite.build(None).state_dict(), tmp_path / "away.pth")
+    digest = hashlib.sha256((tmp_path / "away.pth").read_bytes()).hexdigest()
+    late = {"layers": ["block2"], "weights": str(tmp_path / "late.pth"), "weights_sha256": digest}
+    run = {"detectors": [{"kind": "padim", "input_size_px": 32, "dimensions": 4, "backbone": {"layers": ["block2"]}}]}
+    path = write(tmp_path, plan={"space": {"backbone": [{"layers": ["block2"]}, late]}}, run=run)
+    reference = search(*load_search(path))
+    good, bad = look_at(reference)["trials"]
+    assert (good["failed"], bad["test_auroc"]) == (None, None)
+    assert "late.pth cannot be read" in bad["failed"]
+    assert any(line.startswith("1 of 2 trials failed: trial 1: DetectorError: ") for line in describe_search(reference))
+
+    (tmp_path / "away.pth").rename(tmp_path / "late.pth")
+    before = steps.done.copy()
+    mended = look_at(search(*load_search(path)))["trials"]
+    assert [row["failed"] for row in mended] == [None, None]
+    assert mended[0]["criteria"] == good["criteria"]
+    assert (steps.done - before)["trial"] == 2  # of the other trial nothing is done again
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_failed_is_not_tried_again_in_the_same_search(tmp_path: Path) -> None:
+    plan = {"space": {"learning_rate": [0.01, 1.0e30]}, "method": "random", "trials": 6, "batch": 1}
+    before = steps.done.copy()
+    trials = look_at(search(*load_search(write(tmp_path, plan=plan))))["trials"]
+    failed = [trial["failed"] for trial in trials if trial["values"]["learning_rate"] > 1]
+    assert len(failed) > 1
+    assert None not in failed
+    assert (steps.done - before)["trial"] == 4
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_search_of_which_every_trial_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="nothing to choose from: 1 of 1 trial failed: trial 0: TrainingError"):
+        search(*load_search(write(tmp_path, plan={"space": {"learning_rate": [1.0e30]}})))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_winners_file_trains_the_model_that_was_compared(tmp_path: Path) -> None:
+    ae = RUN["detectors"][0] | {"epochs": 6, "learning_rate": 0.03}  # type: ignore[index]
+    run = {"detectors": [ae], "training": {"threads": 1, "selection_samples": 4}}
+    config, plan = load_search(write(tmp_path, plan={"space": {"detector.d": [4]}}, run=run))
+    reference = search(config, plan)
+    (compared,) = Path(config.store, "models").iterdir()
+    best = load_config(Path(reference["best_uri"]))
+    by_loss = config.training.model_copy(update={"selection": "loss"})
+    winner = config.detectors[0].model_copy(update={"d": 4})
+    assert best == config.model_copy(update={"detectors": (winner,), "training": by_loss})
+
+    (trained,) = train(best, curate(best))
+    assert Path(trained["uri"]) != compared  # on another manifest, with the anomalies of validation in it
+    assert Path(trained["uri"], "model.safetensors").read_bytes() == (compared / "model.safetensors").read_bytes()
+    (other,) = train(best.model_copy(update={"training": config.training}), curate(best))
+    assert Path(other["uri"], "model.safetensors").read_bytes() != (compared / "model.safetensors").read_bytes()  # what null would choose
+
+    text = Path(reference["best_uri"]).read_text()
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert "Chosen by few anomalies" in "".join(head)
+    assert "trial 0, d 4; " in " ".join(head)
+    assert f"normascope run {reference['best_uri']}" in "".join(head)
+    assert set(yaml.safe_load(text)) <= set(RUN)
+    assert yaml.safe_load(text)["detectors"] == [ae | {"d": 4}]
+
+
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        ({"folds": 4}, "fewer anomalies than folds"),
         ({"anomalies": {"count": 40}, "folds": 10}, "fewer groups than folds: 9"),
         ({"anomalies": {"count": 3, "findings": ["wart"]}}, "no anomaly of type 'wart'; there are 4 of 'blot', 4 of 'square'"),
     ],

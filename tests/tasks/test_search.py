@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from methods.detectors.interface import DetectorError
+from methods.detectors.networks.backbones import BackboneConfig
+from methods.detectors.padim import PaDiMConfig
 from methods.detectors.simclr import SimCLRConfig
 from storage.manifest import read_manifest, write_manifest
 from tasks.execution import ExecutionConfig
@@ -14,10 +17,13 @@ from tasks.search import (
     Folds,
     SearchError,
     StudyConfig,
+    Trial,
     anomaly_types,
     check_detector,
     check_study,
+    check_trials,
     deal_folds,
+    describe_failed,
     draw_few,
 )
 from tasks.search_fold import Part
@@ -104,17 +110,16 @@ def test_without_anomalies_in_validation_there_is_nothing_to_choose_by(tmp_path:
 
 def test_few_anomalies_are_of_the_findings_that_are_named(tmp_path: Path) -> None:
     kinds = anomaly_types(deal(rows(abnormal=12), tmp_path)["anomalies"], by="finding")
-    drawn = draw_few(kinds, AnomaliesConfig(count=5, findings=("mole",)), folds=3)
+    drawn = draw_few(kinds, AnomaliesConfig(count=5, findings=("mole",)))
     assert set(kinds[drawn.positions]) == {"mole"}
     assert len(set(drawn.positions.tolist())) == 5
-    both = draw_few(kinds, AnomaliesConfig(count=6, types=2), folds=3)
+    both = draw_few(kinds, AnomaliesConfig(count=6, types=2))
     assert sorted(kinds[both.positions].tolist()) == ["burn"] * 3 + ["mole"] * 3
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"count": 2}, "fewer anomalies than folds: 2 for 3 folds"),
         ({"count": 4, "findings": ["wart"]}, r"anomalies \(finding\): no anomaly of type 'wart'; there are 6 of 'burn', 6 of 'mole'"),
         ({"count": 7, "findings": ["mole"]}, "7 anomalies are asked for, and there are 6 of 'mole'"),
         ({"count": 3, "types": 3}, r"need 3 with 1 each, and there are 6 of 'burn', 6 of 'mole'"),
@@ -122,21 +127,38 @@ def test_few_anomalies_are_of_the_findings_that_are_named(tmp_path: Path) -> Non
 )
 def test_anomalies_that_there_are_not_are_refused(config: dict[str, object], said: str) -> None:
     with pytest.raises(SearchError, match=said):
-        draw_few(np.array(["burn", "mole"] * 6), AnomaliesConfig.model_validate(config), folds=3)
+        draw_few(np.array(["burn", "mole"] * 6), AnomaliesConfig.model_validate(config))
 
 
 def test_a_study_that_asks_for_too_much_is_refused_before_anything_is_trained() -> None:
     kinds = np.array(["burn", "mole"] * 6)
-    check_study(kinds, StudyConfig(counts=(3, 6), types=(1, 2)), folds=3)
+    check_study(kinds, StudyConfig(counts=(3, 6), types=(1, 2)))
     with pytest.raises(SearchError, match=r"study: 7 anomalies of 1 type\(s\)"):
-        check_study(kinds, StudyConfig(counts=(3, 7), types=(1,)), folds=3)
-    with pytest.raises(SearchError, match=r"fewer anomalies than folds: study\.counts begins at 2"):
-        check_study(kinds, StudyConfig(counts=(2, 6), types=(1,)), folds=3)
+        check_study(kinds, StudyConfig(counts=(3, 7), types=(1,)))
 
 
 def test_a_detector_that_learns_from_labels_is_refused() -> None:
     with pytest.raises(SearchError, match="learns from labels"):
         check_detector(SimCLRConfig())
+
+
+def test_a_detector_that_cannot_be_built_is_refused_without_looking_for_its_weights() -> None:
+    lost = {"weights": "/lost.pth", "weights_sha256": "0" * 64}
+    check_detector(PaDiMConfig(backbone=BackboneConfig(layers=("block2",), **lost)))
+    with pytest.raises(DetectorError, match="has no layer blockX"):
+        check_detector(PaDiMConfig(backbone=BackboneConfig(layers=("blockX",), **lost)))
+
+
+def test_failed_trials_are_counted_and_each_reason_is_said_once() -> None:
+    def trials(*reasons: str | None) -> list[Trial]:
+        return [Trial(number=number, values={}, detector={}, folds=[], failed=reason) for number, reason in enumerate(reasons)]
+
+    assert describe_failed(trials(None, None)) is None
+    assert describe_failed(trials(None, "it broke")) == "1 of 2 trials failed: trial 1: it broke"
+    assert describe_failed(trials("a", None, "b", "a")) == "3 of 4 trials failed: trials 0, 3: a; trial 2: b"
+    check_trials(trials("a", None))
+    with pytest.raises(SearchError, match="nothing to choose from: 2 of 2 trials failed: trials 0, 1: a"):
+        check_trials(trials("a", "a"))
 
 
 def test_trials_learn_on_one_thread_in_one_process_and_see_no_anomaly() -> None:

@@ -60,9 +60,15 @@ def test_a_detector_trains_on_normal_samples_and_a_classifier_on_both_labels(
     assert (validation["label"].tolist(), set(validation["split"])) == ([0, 0, 1, 1], {"validation"})
 
 
-@pytest.mark.parametrize("abnormal", [0, 1])
-def test_a_class_with_fewer_than_two_samples_is_refused_for_a_classifier_alone(tmp_path: Path, abnormal: int) -> None:
-    with pytest.raises(TrainingError, match=f"8 normal and {abnormal} abnormal samples.*at least 2 of each: curate with `train_on: both`"):
+@pytest.mark.parametrize(
+    ("abnormal", "said"),
+    [
+        (0, r"0 abnormal samples; .* 2 of each: set `split\.train_on: both`"),
+        (1, "1 abnormal sample; .* 2 of each: give more abnormal samples"),
+    ],
+)
+def test_a_class_with_fewer_than_two_samples_is_refused_for_a_classifier_alone(tmp_path: Path, abnormal: int, said: str) -> None:
+    with pytest.raises(TrainingError, match=f"8 normal samples and {said}"):
         select_rows(make_job(tmp_path, SIMCLR, abnormal=abnormal))
     train, _ = select_rows(make_job(tmp_path, AUTOENCODER, abnormal=abnormal))
     assert len(train) == 8

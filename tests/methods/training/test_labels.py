@@ -166,9 +166,10 @@ def test_where_validation_lacks_a_class_a_classifiers_loss_decides() -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([0, 0, 0, 1], "3 normal and 1 abnormal samples; a detector that learns from labels needs at least 2 of each"),
-        ([0, 1, 1, 1], "1 normal and 3 abnormal"),
-        ([0, 0, 0, 0], "4 normal and 0 abnormal"),
+        ([0, 0, 0, 1], "3 normal samples and 1 abnormal sample; .* needs at least 2 of each: give more abnormal samples, or"),
+        ([0, 1, 1, 1], "1 normal sample and 3 abnormal samples; .*: give more normal samples, or"),
+        ([0, 1], "1 normal sample and 1 abnormal sample; .*: give more normal and abnormal samples, or"),
+        ([0, 0, 0, 0], r"4 normal samples and 0 abnormal samples; .*: set `split\.train_on: both`, with abnormal samples to deal, or"),
         ([0, 0, 1, 1, 2], r"must be 0 \(normal\) or 1 \(abnormal\), got \[2\]"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 
 from methods.detectors.autoencoder import AutoencoderConfig
+from methods.detectors.padim import PaDiMConfig
 from methods.detectors.sano import SanoConfig
 from methods.training.space import Range, SpaceError, check_alone, check_space, configure, expand_grid
 from methods.training.suggestions import suggest
@@ -50,6 +51,23 @@ def test_values_that_the_detector_refuses_are_named() -> None:
         check_alone(BASE, {"learning_rate": Range(low=0, high=1.0)})
     with pytest.raises(SpaceError, match="a grid needs a list"):
         expand_grid(BASE, {"d": Range(low=1, high=4)})
+
+
+def test_layers_that_the_backbone_has_not_are_refused_with_those_that_it_has() -> None:
+    base = PaDiMConfig()
+    refusal = r"padim refuses backbone.layers = \['blockX'\]: backbone: efficientnet-lite0 has no layer blockX; it has block2, block4"
+    for refuse in (expand_grid, check_alone):
+        with pytest.raises(SpaceError, match=refusal):
+            refuse(base, {"backbone.layers": (["block4"], ["blockX"])})
+    both = {"backbone.name": ("efficientnet-lite0", "torchvision/resnet18"), "backbone.layers": (["block4"], ["layer2"])}
+    check_alone(base, both)  # each is right beside one of the others
+    with pytest.raises(SpaceError, match="efficientnet-lite0 has no layer layer2"):
+        expand_grid(base, both)
+
+
+def test_a_refusal_in_the_detectors_own_words_is_not_called_a_value_error() -> None:
+    with pytest.raises(SpaceError, match=r"refuses backbone.layers = \['block2', 'block2'\]: backbone: expected different layers"):
+        expand_grid(PaDiMConfig(), {"backbone.layers": (["block2", "block2"],)})
 
 
 @pytest.mark.parametrize(
