@@ -12,7 +12,7 @@ from methods.detectors.interface import Detector, Learner
 from methods.evaluation.bootstrap import BootstrapConfig
 from methods.training.outcome import FitReport
 from methods.training.ranks import Rank
-from storage.models import Bundle, bundle_digest, bundle_is_complete, write_bundle
+from storage.models import Bundle, BundleError, bundle_digest, bundle_is_complete, read_bundle, write_bundle
 from tasks.calibrate import CalibrationConfig, calibrate
 from tasks.execution import keep_freed_memory, take_gpu
 from tasks.fingerprints import describe_code
@@ -33,9 +33,12 @@ class Trained(NamedTuple):
 def fit_bundle(job: TrainingJob, calibration: CalibrationConfig, bootstrap: BootstrapConfig, uri: str) -> Trained:
     """Train, calibrate and write a bundle, here; on a worker, with a GPU of its own where there are several.
 
-    Of two runs that train the same model for one store at the same time the first to end has its bundle kept: the other run's steps may
-    be reading it, and a second one's digest differs by the seconds in its card.
+    A whole bundle that is there is taken over: its name says all that the training follows from, and another run of the store, which has a
+    cache of its own, may be reading it. Of two that train at the same time the first to end has its bundle kept: a second one's digest
+    would differ by the seconds in its card.
     """
+    if (finished := _read_finished(uri)) is not None:
+        return finished
     take_gpu()
     keep_freed_memory()
     before = _digest_there(uri)
@@ -62,6 +65,19 @@ def fit_bundle(job: TrainingJob, calibration: CalibrationConfig, bootstrap: Boot
     digest = write_bundle(uri, bundle) if there is None or there == before else there
     shutil.rmtree(job.checkpoints, ignore_errors=True)
     return Trained(digest, report, pictures)
+
+
+def _read_finished(uri: str) -> Trained | None:
+    """What an earlier training of this name has written, if every file is as it was written."""
+    if not bundle_is_complete(uri):
+        return None
+    try:
+        digest = bundle_digest(uri)
+        bundle = read_bundle(uri, digest=digest)
+    except BundleError:
+        return None
+    told = {name: value for name, value in bundle.card["training"].items() if name != "seed"}
+    return Trained(digest, FitReport(**told), bundle.pictures)
 
 
 def _digest_there(uri: str) -> str | None:
