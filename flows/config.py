@@ -117,10 +117,14 @@ def _beside_source(folder: Path, source: Any) -> Any:
 
 def _beside_weights(folder: Path, detector: Any) -> Any:
     """A detector's weight files, which stand one level below its keys: `backbone: {weights: FILE}`."""
-    if not isinstance(detector, dict):
-        return detector
-    parts = {key: part for key, part in detector.items() if isinstance(part, dict) and isinstance(part.get("weights"), str)}
-    return detector | {key: {**part, "weights": _resolve(folder, part["weights"])} for key, part in parts.items()}
+    return {key: find_weights(folder, part) for key, part in detector.items()} if isinstance(detector, dict) else detector
+
+
+def find_weights(folder: Path, part: Any) -> Any:
+    """A part of a configuration as it stands in a file in this folder; where it has `weights`, with the path of that file."""
+    if not isinstance(part, dict) or not isinstance(part.get("weights"), str):
+        return part
+    return {**part, "weights": _resolve(folder, part["weights"])}
 
 
 def _resolve(folder: Path, uri: str) -> str:

@@ -1,5 +1,6 @@
 """Hyperparameters by cross-validation and few anomalies: trials → choices → the chosen ones on the test split."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from prefect.futures import as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from typing_extensions import TypedDict
 
-from flows.config import ConfigError, RunConfig, load_config, read_yaml
+from flows.config import ConfigError, RunConfig, find_weights, load_config, read_yaml
 from flows.curate import curate
 from flows.evaluate import measure_model
 from flows.score import score
@@ -141,7 +142,7 @@ def load_search(path: Path, *, study: bool = False) -> tuple[RunConfig, SearchPl
         ConfigError: no file, no YAML, an unknown key, a wrong value, in either file; a detector that learns from labels; a space that is
             none of the run's detector, layers that a backbone does not have among its values.
     """
-    plan = read_yaml(path, SearchPlan, prepare=lambda values: {**values, "study": values.get("study") or ({} if study else None)})
+    plan = read_yaml(path, SearchPlan, prepare=partial(_prepare, folder=path.parent, study=study))
     config = load_config(path.parent / plan.run)
     if len(config.detectors) != 1:
         raise ConfigError(f"{path.parent / plan.run}: a search varies one detector, and `detectors` has {len(config.detectors)}")
@@ -151,6 +152,22 @@ def load_search(path: Path, *, study: bool = False) -> tuple[RunConfig, SearchPl
     except (SearchError, DetectorError, SpaceError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return config, plan
+
+
+def _prepare(values: dict[str, Any], *, folder: Path, study: bool) -> dict[str, Any]:
+    """The file's keys with the study that was asked for, and weight files that are beside it."""
+    prepared = {**values, "study": values.get("study") or ({} if study else None)}
+    if isinstance(space := values.get("space"), dict):
+        prepared["space"] = {name: _find_choices(folder, name, choices) for name, choices in space.items()}
+    return prepared
+
+
+def _find_choices(folder: Path, name: str, choices: Any) -> Any:
+    if not isinstance(choices, list):
+        return choices
+    if name.endswith(".weights"):
+        return [find_weights(folder, {"weights": choice})["weights"] for choice in choices]
+    return [find_weights(folder, choice) for choice in choices]
 
 
 def _try_batch(

@@ -230,6 +230,17 @@ def test_a_weight_file_that_arrives_later_is_found_by_the_same_command(tmp_path:
     assert (steps.done - before)["trial"] == 2  # of the other trial nothing is done again
 
 
+def test_weight_files_of_a_space_are_relative_to_the_searchs_file(tmp_path: Path) -> None:
+    digest = "0" * 64
+    run = {"detectors": [{"kind": "padim", "input_size_px": 32, "dimensions": 4, "backbone": {"layers": ["block2"]}}]}
+    plan = {"space": {"backbone": [{"layers": ["block2"]}, {"layers": ["block2"], "weights": "own.pth", "weights_sha256": digest}]}}
+    _, whole = load_search(write(tmp_path, plan=plan, run=run))
+    assert whole.space["backbone"][1]["weights"] == str(tmp_path / "own.pth")
+    run["detectors"][0]["backbone"] |= {"weights": "a.pth", "weights_sha256": digest}  # type: ignore[index]
+    _, part = load_search(write(tmp_path, plan={"space": {"detector.backbone.weights": ["a.pth", "/elsewhere/b.pth"]}}, run=run))
+    assert part.space["detector.backbone.weights"] == (str(tmp_path / "a.pth"), "/elsewhere/b.pth")
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_what_failed_is_not_tried_again_in_the_same_search(tmp_path: Path) -> None:
     plan = {"space": {"learning_rate": [0.01, 1.0e30]}, "method": "random", "trials": 6, "batch": 1}
