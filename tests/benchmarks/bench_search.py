@@ -47,7 +47,7 @@ def test_print_how_much_faster_two_workers_search(tmp_path: Path) -> None:
     development = Part(uri=manifest["development_uri"], digest=manifest["development_digest"])
     folds = deal_folds(development, folds=plan.folds, seed=0, store=config.store)
     kinds = anomaly_types(folds["anomalies"], by="finding")
-    drawn = draw_few(kinds, plan.anomalies, folds=plan.folds).positions.tolist()
+    drawn = draw_few(kinds, plan.anomalies).positions.tolist()
     started = time.monotonic()
     first = ExecutionConfig(kind="local", workers=1, threads=1)
     executor_for(first).run(fit_and_score, bare_jobs(config, plan, folds, store=str(tmp_path / "first"))[0])
